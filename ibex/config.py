@@ -1,0 +1,242 @@
+"""The one settings model, and the only reader of the environment.
+
+A setting comes from the environment, else from the file that `IBEX_ENV_FILE` names (default `.env`), else from its
+default here. A secret may be given as a file instead: `OPENAI_API_KEY_FILE=/run/secrets/key`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from ibex.errors import ConfigurationError
+
+EMBEDDED = "embedded"
+"""The DSN of a store that this data directory runs itself."""
+
+Environment = Literal["development", "staging", "production"]
+
+
+class Secret(SecretStr):
+    """A value whose repr, str and format are masked."""
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+
+
+def _setting(default: Any, help: str, *names: str, section: str | None = None, **limits: Any) -> Any:
+    """A field with its one line of help; `names` are the environment names besides `IBEX_<FIELD>`."""
+    extra: dict[str, Any] = {"names": names, "section": section}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+class Settings(BaseModel):
+    """Everything an operator can set. `.env.example` and docs/configuration.md are compared with this by a test."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env: Environment = _setting("development", "development, staging or production", section="Where it runs")
+    data_dir: Path = _setting(Path(".ibex"), "where the journal, the embedded engines' data and the run files lie")
+    host: str = _setting("127.0.0.1", "address to listen on; development listens on loopback only")
+    port: int = _setting(8080, "port to listen on", ge=0, le=65535)
+    workers: int = _setting(2, "worker processes, each one event loop", ge=1, le=128)
+    metrics_host: str = _setting("127.0.0.1", "address of /metrics outside development")
+    metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
+    drain_seconds: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
+
+    postgres_dsn: Secret = _setting(
+        Secret(EMBEDDED), "Postgres as the application's role; `embedded` runs one here", "POSTGRES_DSN", section="Stores"
+    )
+    postgres_admin_dsn: Secret = _setting(Secret(EMBEDDED), "Postgres as the owner: migrations and operator commands")
+    redis_url: Secret = _setting(Secret(EMBEDDED), "Redis or Valkey", "REDIS_URL")
+    clickhouse_dsn: Secret = _setting(Secret(EMBEDDED), "ClickHouse's HTTP interface", "CLICKHOUSE_DSN")
+    postgres_pool_size: int = _setting(4, "Postgres connections a worker may hold", ge=1, le=100)
+    redis_deadline_ms: int = _setting(20, "how long a request waits for Redis (ms)", ge=1, le=1000)
+
+    llm_mode: Literal["live", "sandbox"] | None = _setting(
+        None, "live or sandbox; unset: live when a key is set, else sandbox (development only)", section="Providers"
+    )
+    openai_api_key: Secret | None = _setting(None, "the key ibex presents to OpenAI", "OPENAI_API_KEY")
+    openai_base_url: str = _setting("https://api.openai.com/v1", "OpenAI or whatever speaks its dialect", "OPENAI_BASE_URL")
+    openai_models: CommaList = _setting(("*",), "models this provider serves, as globs")
+    openai_stream_usage: Literal["ask", "never"] = _setting("ask", "whether to ask for usage at the end of a stream")
+    provider_connect_seconds: float = _setting(5.0, "deadline to connect (s)", gt=0)
+    provider_first_byte_seconds: float = _setting(120.0, "deadline to the first byte of an answer (s)", gt=0)
+    provider_idle_seconds: float = _setting(60.0, "deadline between two bytes of an answer (s)", gt=0)
+    provider_retries: int = _setting(3, "retries before the first byte", ge=0, le=10)
+    provider_retry_wait_seconds: float = _setting(30.0, "all waits between retries together (s)", ge=0)
+    stream_max_seconds: float = _setting(3600.0, "the longest stream (s)", gt=0)
+    sandbox_gap_ms: float = _setting(5.0, "the sandbox's gap between two stream events (ms)", ge=0)
+
+    max_body_bytes: int = _setting(1 << 20, "largest request body (bytes)", ge=1024, section="The edge")
+    max_connections: int = _setting(10_000, "client connections a worker holds", ge=1)
+    max_connections_per_address: int = _setting(0, "client connections of one address; 0 is off", ge=0)
+    trusted_proxies: CommaList = _setting((), "CIDRs whose X-Forwarded-For is believed")
+    head_seconds: float = _setting(10.0, "deadline for a request's head (s)", gt=0)
+    body_seconds: float = _setting(30.0, "deadline for a request's body (s)", gt=0)
+
+    auth_max_stale_seconds: float = _setting(
+        900.0, "how long known callers are served while Postgres is away (s)", "IBEX_AUTH_MAX_STALE", ge=0, section="Identity"
+    )
+    auth_cache_size: int = _setting(5000, "verified callers a worker remembers", ge=1)
+    rate_limit_rpm: int = _setting(60, "requests a minute of an organization without a limit of its own", ge=1)
+    rate_limit_on_outage: Literal["local", "refuse"] = _setting("local", "what Redis' absence means for limits")
+
+    journal_sync: Literal["none", "full"] = _setting(
+        "none", "full: each turn is on the disk before its reply ends", section="The journal"
+    )
+    journal_segment_bytes: int = _setting(32 << 20, "a segment is closed at this size (bytes)", ge=4096)
+    journal_segment_seconds: float = _setting(10.0, "a segment is closed at this age (s)", gt=0)
+    journal_max_bytes: int = _setting(4 << 30, "new chats are refused when the journal is larger (bytes)", ge=1 << 20)
+    journal_min_free_bytes: int = _setting(512 << 20, "new chats are refused when the disk has less free (bytes)", ge=0)
+    capture_content: bool = _setting(False, "keep the text of prompts and replies in checkpoints")
+    session_idle_minutes: float = _setting(45.0, "a session idle for longer is abandoned (min)", gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least level logged", section="Telemetry")
+    log_format: Literal["json", "text"] | None = _setting(None, "unset: text in development, else json")
+    access_log: bool = _setting(True, "one line a request")
+    otel_endpoint: str | None = _setting(None, "OTLP/HTTP collector; unset: spans go nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    otel_sample_ratio: float = _setting(0.01, "share of requests without a parent whose spans are kept", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_environment(self) -> Self:
+        if self.env == "development":
+            if self.host not in {"127.0.0.1", "::1", "localhost"}:
+                raise ValueError("host: development listens on loopback only; set IBEX_ENV=production to listen elsewhere")
+            return self
+        if self.resolved_llm_mode == "sandbox":
+            raise ValueError("llm_mode: the sandbox serves development only; set OPENAI_API_KEY")
+        return self
+
+    @property
+    def is_development(self) -> bool:
+        """Whether the development seed and the sandbox are allowed."""
+        return self.env == "development"
+
+    @property
+    def resolved_llm_mode(self) -> Literal["live", "sandbox"]:
+        """Where chats go: `llm_mode`, else live when there is a key."""
+        return self.llm_mode or ("live" if self.openai_api_key is not None else "sandbox")
+
+    @property
+    def resolved_log_format(self) -> Literal["json", "text"]:
+        """How log lines look: `log_format`, else by environment."""
+        return self.log_format or ("text" if self.is_development else "json")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where locks, sockets and the addresses of running engines lie."""
+        return self.data_dir / "run"
+
+    @property
+    def journal_dir(self) -> Path:
+        """Where finished turns wait for delivery."""
+        return self.data_dir / "journal"
+
+
+def environment_names(field: str) -> tuple[str, ...]:
+    """The environment names of a setting, the usual one of its own first."""
+    extra = Settings.model_fields[field].json_schema_extra
+    names = extra.get("names", ()) if isinstance(extra, dict) else ()
+    return (f"IBEX_{field.upper()}", *(str(name) for name in names))  # type: ignore[union-attr]
+
+
+def is_secret(field: str) -> bool:
+    """Whether a setting's value must never be shown, and may be given as a file."""
+    return "Secret" in str(Settings.model_fields[field].annotation)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings; `overrides` (flags of the command line) win over everything.
+
+    Raises ConfigurationError with every wrong setting on a line of its own, never with a secret's value.
+    """
+    variables = _variables(os.environ if environ is None else environ)
+    values: dict[str, Any] = {}
+    for field in Settings.model_fields:
+        found = _find(field, variables)
+        if found is not None:
+            values[field] = found
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error), hint="Every setting is described in .env.example.") from None
+
+
+def unknown_names(environ: Mapping[str, str] | None = None) -> list[str]:
+    """`IBEX_` names that are set and mean nothing: most likely misspelt."""
+    known = {name for field in Settings.model_fields for name in environment_names(field)}
+    known |= {f"{name}_FILE" for field in Settings.model_fields if is_secret(field) for name in environment_names(field)}
+    known |= {"IBEX_ENV_FILE", *_CLIENT_NAMES}
+    variables = _variables(os.environ if environ is None else environ)
+    return sorted(name for name in variables if name.startswith("IBEX_") and name not in known)
+
+
+def child_environment(settings: Settings, *, with_provider_keys: bool) -> dict[str, str]:
+    """The environment of a child process: this one's, with the given settings written out, so that a child sees what
+    its parent saw, flags of `serve` included. Provider keys go only where they are needed.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("IBEX_")}
+    for field, value in settings:
+        name, *usual_names = environment_names(field)
+        for usual_name in usual_names if is_secret(field) else ():
+            environ.pop(usual_name, None)
+            environ.pop(f"{usual_name}_FILE", None)
+        if value is None or value == Settings.model_fields[field].default:
+            continue
+        if field == "openai_api_key" and not with_provider_keys:
+            continue
+        environ[name] = _write(value)
+    environ["IBEX_LLM_MODE"] = settings.resolved_llm_mode
+    environ["IBEX_ENV_FILE"] = os.devnull
+    return environ
+
+
+def _write(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+_CLIENT_NAMES = {"IBEX_PROXY_ADDR", "IBEX_DEV_TOKEN", "IBEX_DEV_AGENT_ID"}
+"""Names the smoke test reads; they are no settings of the server."""
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment over the settings file."""
+    path = Path(environ.get("IBEX_ENV_FILE", ".env"))
+    from_file = {name: value for name, value in dotenv_values(path).items() if value is not None} if path.is_file() else {}
+    return {**from_file, **environ}
+
+
+def _find(field: str, variables: Mapping[str, str]) -> str | None:
+    for name in environment_names(field):
+        if variables.get(name):
+            return variables[name]
+        path = variables.get(f"{name}_FILE")
+        if path and is_secret(field):
+            try:
+                return Path(path).read_text().strip()
+            except OSError as error:
+                raise ConfigurationError(f"{name}_FILE names a file that cannot be read: {error.strerror}.") from None
+    return None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        field = str(fault["loc"][0]) if fault["loc"] else ""
+        message = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{environment_names(field)[0]}: {message}" if field in Settings.model_fields else message)
+    return "\n".join(lines)
