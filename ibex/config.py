@@ -34,10 +34,10 @@ def _split_commas(value: object) -> object:
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
-def _setting(default: Any, help: str, *names: str, section: str | None = None, **limits: Any) -> Any:
+def _setting(default: Any, line: str, *names: str, section: str | None = None, **limits: Any) -> Any:
     """A field with its one line of help; `names` are the environment names besides `IBEX_<FIELD>`."""
     extra: dict[str, Any] = {"names": names, "section": section}
-    return Field(default, description=help, json_schema_extra=extra, **limits)
+    return Field(default, description=line, json_schema_extra=extra, **limits)
 
 
 class Settings(BaseModel):
@@ -55,7 +55,10 @@ class Settings(BaseModel):
     drain_seconds: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
 
     postgres_dsn: Secret = _setting(
-        Secret(EMBEDDED), "Postgres as the application's role; `embedded` runs one here", "POSTGRES_DSN", section="Stores"
+        Secret(EMBEDDED),
+        "Postgres as the application's role; `embedded` runs one here",
+        "POSTGRES_DSN",
+        section="Stores",
     )
     postgres_admin_dsn: Secret = _setting(Secret(EMBEDDED), "Postgres as the owner: migrations and operator commands")
     redis_url: Secret = _setting(Secret(EMBEDDED), "Redis or Valkey", "REDIS_URL")
@@ -67,7 +70,9 @@ class Settings(BaseModel):
         None, "live or sandbox; unset: live when a key is set, else sandbox (development only)", section="Providers"
     )
     openai_api_key: Secret | None = _setting(None, "the key ibex presents to OpenAI", "OPENAI_API_KEY")
-    openai_base_url: str = _setting("https://api.openai.com/v1", "OpenAI or whatever speaks its dialect", "OPENAI_BASE_URL")
+    openai_base_url: str = _setting(
+        "https://api.openai.com/v1", "OpenAI or whatever speaks its dialect", "OPENAI_BASE_URL"
+    )
     openai_models: CommaList = _setting(("*",), "models this provider serves, as globs")
     openai_stream_usage: Literal["ask", "never"] = _setting("ask", "whether to ask for usage at the end of a stream")
     provider_connect_seconds: float = _setting(5.0, "deadline to connect (s)", gt=0)
@@ -86,7 +91,11 @@ class Settings(BaseModel):
     body_seconds: float = _setting(30.0, "deadline for a request's body (s)", gt=0)
 
     auth_max_stale_seconds: float = _setting(
-        900.0, "how long known callers are served while Postgres is away (s)", "IBEX_AUTH_MAX_STALE", ge=0, section="Identity"
+        900.0,
+        "how long known callers are served while Postgres is away (s)",
+        "IBEX_AUTH_MAX_STALE",
+        ge=0,
+        section="Identity",
     )
     auth_cache_size: int = _setting(5000, "verified callers a worker remembers", ge=1)
     rate_limit_rpm: int = _setting(60, "requests a minute of an organization without a limit of its own", ge=1)
@@ -102,17 +111,23 @@ class Settings(BaseModel):
     capture_content: bool = _setting(False, "keep the text of prompts and replies in checkpoints")
     session_idle_minutes: float = _setting(45.0, "a session idle for longer is abandoned (min)", gt=0)
 
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least level logged", section="Telemetry")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "least level logged", section="Telemetry"
+    )
     log_format: Literal["json", "text"] | None = _setting(None, "unset: text in development, else json")
     access_log: bool = _setting(True, "one line a request")
-    otel_endpoint: str | None = _setting(None, "OTLP/HTTP collector; unset: spans go nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    otel_endpoint: str | None = _setting(
+        None, "OTLP/HTTP collector; unset: spans go nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
     otel_sample_ratio: float = _setting(0.01, "share of requests without a parent whose spans are kept", ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_environment(self) -> Self:
         if self.env == "development":
             if self.host not in {"127.0.0.1", "::1", "localhost"}:
-                raise ValueError("host: development listens on loopback only; set IBEX_ENV=production to listen elsewhere")
+                raise ValueError(
+                    "host: development listens on loopback only; set IBEX_ENV=production to listen elsewhere"
+                )
             return self
         if self.resolved_llm_mode == "sandbox":
             raise ValueError("llm_mode: the sandbox serves development only; set OPENAI_API_KEY")
@@ -177,7 +192,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 def unknown_names(environ: Mapping[str, str] | None = None) -> list[str]:
     """`IBEX_` names that are set and mean nothing: most likely misspelt."""
     known = {name for field in Settings.model_fields for name in environment_names(field)}
-    known |= {f"{name}_FILE" for field in Settings.model_fields if is_secret(field) for name in environment_names(field)}
+    known |= {
+        f"{name}_FILE" for field in Settings.model_fields if is_secret(field) for name in environment_names(field)
+    }
     known |= {"IBEX_ENV_FILE", *_CLIENT_NAMES}
     variables = _variables(os.environ if environ is None else environ)
     return sorted(name for name in variables if name.startswith("IBEX_") and name not in known)
@@ -216,7 +233,9 @@ _CLIENT_NAMES = {"IBEX_PROXY_ADDR", "IBEX_DEV_TOKEN", "IBEX_DEV_AGENT_ID"}
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment over the settings file."""
     path = Path(environ.get("IBEX_ENV_FILE", ".env"))
-    from_file = {name: value for name, value in dotenv_values(path).items() if value is not None} if path.is_file() else {}
+    from_file = (
+        {name: value for name, value in dotenv_values(path).items() if value is not None} if path.is_file() else {}
+    )
     return {**from_file, **environ}
 
 

@@ -18,11 +18,13 @@ DEV_ORG_ID = OrgId(UUID("00000000-0000-0000-0000-000000000001"))
 DEV_USER_ID = UserId(UUID("00000000-0000-0000-0000-000000000002"))
 DEV_AGENT_ID = AgentId(UUID("00000000-0000-0000-0000-000000000003"))
 DEV_TOKEN_ID = TokenId(UUID("00000000-0000-0000-0000-000000000004"))
-DEV_TOKEN = "ibex_dev_sk_LOCALDEVELOPMENTONLY"
+DEV_TOKEN = "ibex_dev_sk_LOCALDEVELOPMENTONLY"  # noqa: S105
 """The development seed's bearer: accepted only where IBEX_ENV is development, which listens on loopback only."""
 
 MAX_TOKEN_LENGTH = 128
-_TOKEN = re.compile(r"ibex_pat_([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})_[A-Za-z0-9_-]{43}", re.ASCII)
+_TOKEN = re.compile(
+    r"ibex_pat_([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})_[A-Za-z0-9_-]{43}", re.ASCII
+)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
@@ -56,7 +58,12 @@ class Permission(IntFlag):
 _P = Permission
 PERMISSION_SETS: dict[str, Permission] = {
     "ProxyChatCompletion": _P.MEMORY_READ | _P.SESSION_CREATE | _P.SESSION_READ,
-    "AgentDefault": _P.MEMORY_READ | _P.MEMORY_WRITE | _P.DIRECTIVE_READ | _P.SESSION_CREATE | _P.SESSION_READ | _P.TRACE_READ,
+    "AgentDefault": _P.MEMORY_READ
+    | _P.MEMORY_WRITE
+    | _P.DIRECTIVE_READ
+    | _P.SESSION_CREATE
+    | _P.SESSION_READ
+    | _P.TRACE_READ,
     "ReadOnly": _P.MEMORY_READ | _P.DIRECTIVE_READ | _P.SESSION_READ | _P.TRACE_READ,
     "Admin": Permission(sum(_P)),
 }

@@ -1,0 +1,20 @@
+"""What a person can see of a running process: logs, metrics, spans, and the clock of a request's stages."""
+
+from ibex.telemetry.logs import AccessLog, configure_logging
+from ibex.telemetry.metrics import Metrics, merge_snapshots, render_metrics
+from ibex.telemetry.stages import Stage, StageClock
+from ibex.telemetry.tasks import spawn
+from ibex.telemetry.tracing import RequestTrace, Tracing
+
+__all__ = [
+    "AccessLog",
+    "Metrics",
+    "RequestTrace",
+    "Stage",
+    "StageClock",
+    "Tracing",
+    "configure_logging",
+    "merge_snapshots",
+    "render_metrics",
+    "spawn",
+]
