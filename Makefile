@@ -1,0 +1,86 @@
+# ibex: `make help` lists what there is. Everything lives in .venv; nothing is installed outside this directory.
+
+.DEFAULT_GOAL := help
+
+# The first Python that runs and is new enough; 3.11 is what ibex is built and tested on.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTS ?= tests
+
+##@ Use it
+.PHONY: setup run e2e-smoke
+setup: $(INSTALLED) ## Make .venv and install the locked dependencies (only when they changed)
+	@:
+
+run: $(INSTALLED) ## Set up, then serve on 127.0.0.1:8080 with embedded stores; Ctrl-C stops all of it
+	@exec $(BIN)/ibexctl serve
+
+e2e-smoke: $(INSTALLED) ## Ask a running ibex for a completion and check what it recorded (needs OPENAI_API_KEY)
+	@PATH="$(abspath $(BIN)):$$PATH" infra/scripts/e2e_smoke_p2.sh
+
+##@ Check it
+.PHONY: test lint format types imports check
+test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=tests/stores for a part)
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(INSTALLED) ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## ruff: write the formatting and the fixes that are safe
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+types: $(INSTALLED) ## mypy --strict on ibex and ibexctl
+	@$(BIN)/mypy ibex ibexctl
+
+imports: $(INSTALLED) ## import-linter: the layers, who may import a driver, no cycles
+	@$(BIN)/lint-imports
+
+check: lint types imports test ## All of the above
+
+##@ Look after it
+.PHONY: lock clean clean-data
+lock: $(INSTALLED) ## Resolve pyproject.toml again into the two lock files
+	@$(BIN)/uv pip compile $(LOCK_OPTIONS) --annotate --extra embedded --group dev -o requirements.lock pyproject.toml
+	@grep -om1 '^uv==[0-9.]*' requirements-uv.lock | \
+		$(BIN)/uv pip compile $(LOCK_OPTIONS) --no-annotate -o requirements-uv.lock -
+	@! grep -n '://' requirements.lock requirements-uv.lock || { echo 'make: a lock file names an address' >&2; exit 1; }
+
+clean: ## Remove .venv and every cache; data stays
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-data: ## Remove the development data directory .ibex (stop ibex first)
+	@if [ -x $(BIN)/ibexctl ] && $(BIN)/ibexctl status >/dev/null 2>&1; then \
+		echo 'make: ibex is running on this data directory; stop it first' >&2; exit 1; fi
+	rm -rf .ibex
+
+.PHONY: help
+help:
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+LOCK_OPTIONS := --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11
+
+# ── set-up ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The stamp is written last, so that an interrupted set-up starts again. uv knows nothing of pip's settings: a mirror
+# given to pip is handed on.
+$(INSTALLED): requirements.lock requirements-uv.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo 'make: ibex needs Python 3.11 or newer, and none is on the PATH.' >&2; \
+		echo '      Install it, or name one: make PYTHON=/path/to/python3.11 setup' >&2; exit 1; fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || { \
+		echo 'Making $(VENV) with $(PYTHON) …'; $(PYTHON) -m venv --clear $(VENV); }
+	@echo 'Installing uv …'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@echo "Installing $$(grep -c '^[a-z]' requirements.lock) locked packages; chdb alone is half a gigabyte, so the first time takes a while …"
+	@export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
+	 [ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX; \
+	 $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+	 $(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo 'ibex is installed: $(BIN)/ibexctl --help'
