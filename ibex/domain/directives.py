@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from hashlib import sha256
+
+import msgspec
 
 MAX_DIRECTIVE_BYTES = 32_768
 
@@ -18,7 +21,7 @@ class DirectiveMode(StrEnum):
     """`[DIRECTIVE]: <text>`, a blank line, then the first user message's own text."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Directive:
     """One immutable version of an agent's directive. The text never appears in a log, a trace or a metric."""
 
@@ -28,6 +31,16 @@ class Directive:
 
     def __repr__(self) -> str:
         return f"Directive(version={self.version}, mode={self.mode})"
+
+    @cached_property
+    def system_message(self) -> bytes:
+        """The text as a system message, in JSON: made once, spliced into every request."""
+        return msgspec.json.encode({"role": "system", "content": self.text})
+
+    @cached_property
+    def prefix(self) -> bytes:
+        """What `user_prepend` puts before a user's text, as the inside of a JSON string."""
+        return msgspec.json.encode(f"[DIRECTIVE]: {self.text}\n\n")[1:-1]
 
     @property
     def sha256(self) -> bytes:
