@@ -1,0 +1,1 @@
+"""The only place that speaks SQL, Lua or ClickHouse, and the journal."""
