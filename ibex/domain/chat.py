@@ -30,6 +30,7 @@ _read_string = msgspec.json.Decoder(str).decode
 
 _MEMBER = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _SEPARATOR = re.compile(rb"[ \t\n\r]*[,}]")
+_EMPTY_PAIR = re.compile(rb"\[\]|\{\}")
 _SCALAR = re.compile(rb"[^,}\]\s]*")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -110,9 +111,9 @@ def _is_too_deep(body: bytes) -> bool:
     outside_strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(None, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):
-        peeled = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        peeled = _EMPTY_PAIR.sub(b"", brackets)
         if len(peeled) == len(brackets):
-            break
+            return False  # nothing left, or brackets that do not match, which the decoder will explain
         brackets = peeled
     return bool(brackets)
 
