@@ -43,7 +43,10 @@ imports: $(INSTALLED) ## import-linter: the layers, who may import a driver, no 
 check: lint types imports test ## All of the above
 
 ##@ Look after it
-.PHONY: lock clean clean-data
+.PHONY: docs lock clean clean-data
+docs: $(INSTALLED) ## Write .env.example and the tables of docs/ from the code
+	@$(BIN)/python infra/scripts/write_reference.py
+
 lock: $(INSTALLED) ## Resolve pyproject.toml again into the two lock files
 	@$(BIN)/uv pip compile $(LOCK_OPTIONS) --annotate --extra embedded --group dev -o requirements.lock pyproject.toml
 	@grep -om1 '^uv==[0-9.]*' requirements-uv.lock | \
