@@ -1,0 +1,310 @@
+"""The lives of child processes: started, watched, started again with back-off, drained, and never left behind."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ibex.errors import EngineFailed, OperatorError
+from ibex.server.messages import AnyMessage, Channel, Drain, Failed, Ready, Report
+from ibex.telemetry import spawn
+
+log = logging.getLogger("ibex.supervisor")
+
+READY_SECONDS = 60.0
+GRACE_SECONDS = 5.0
+"""How long after its time to drain a child may still take to end, before it is killed."""
+HURRY_SECONDS = 1.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, STEADY_SECONDS = 0.1, 5.0, 30.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a child runs. With `has_control` it is given `--control FD` and `--parent PID`, and speaks."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+    sockets: Sequence[socket.socket] = ()
+    has_control: bool = True
+
+
+class Backoff:
+    """The waits between restarts: doubling from 0.1 s to 5 s, from the start again after a life of 30 s."""
+
+    def __init__(self) -> None:
+        self._wait = FIRST_WAIT_SECONDS
+
+    def after(self, lifetime: float) -> float:
+        """How long to wait after a life of so many seconds."""
+        if lifetime >= STEADY_SECONDS:
+            self._wait = FIRST_WAIT_SECONDS
+        wait, self._wait = self._wait, min(self._wait * 2, LONGEST_WAIT_SECONDS)
+        return wait
+
+
+class Child:
+    """One process from its start to its end; the owner of its end of the control channel."""
+
+    def __init__(
+        self, name: str, on_message: "Callable[[Child, AnyMessage], None]", on_end: "Callable[[Child], None]"
+    ) -> None:
+        self.name = name
+        self.facts: dict[str, Any] = {}
+        """What it said about itself when it was ready and in its latest report."""
+        self.snapshot: bytes | None = None
+        """Its latest metrics."""
+        self.started = time.monotonic()
+        self.is_ready = False
+        self._failure: Failed | None = None
+        self._on_message = on_message
+        self._on_end = on_end
+        self._has_ended = False
+        self._settled = asyncio.Event()
+        self._patience: asyncio.Timeout | None = None
+        self._channel: Channel | None = None
+        self._said_all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._process: asyncio.subprocess.Process
+
+    @classmethod
+    async def start(
+        cls,
+        program: Program,
+        on_message: "Callable[[Child, AnyMessage], None]" = lambda _child, _message: None,
+        on_end: "Callable[[Child], None]" = lambda _child: None,
+    ) -> Self:
+        """Execute a program in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
+
+        `on_end` is called once, when the process has ended and all it said was heard.
+        """
+        child = cls(program.name, on_message, on_end)
+        arguments, inherited, theirs = list(program.command), [s.fileno() for s in program.sockets], None
+        if program.has_control:
+            ours, theirs = socket.socketpair()
+            child._channel = await Channel.open(ours, child._receive, child._lose)
+            arguments += ["--control", str(theirs.fileno()), "--parent", str(os.getpid())]
+            inherited.append(theirs.fileno())
+        try:
+            child._process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                env=dict(program.environment),
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        finally:
+            if theirs is not None:
+                theirs.close()
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also that of its session and process group."""
+        return self._process.pid
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self.started
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.returncode is None
+
+    def send(self, message: AnyMessage) -> None:
+        """Tell it something; swallowed when it is gone."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def offer(self, message: AnyMessage) -> None:
+        """Tell it something that can be spared."""
+        if self._channel is not None:
+            self._channel.offer(message)
+
+    async def wait(self) -> int:
+        """Its exit code (negative: the signal that killed it), once it has ended and all it said was heard."""
+        code = await self._process.wait()
+        if self._channel is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HURRY_SECONDS):
+                    await asyncio.shield(self._said_all)
+            await self._channel.close()
+        if not self._has_ended:
+            self._has_ended = True
+            self._settled.set()
+            self._on_end(self)
+        return code
+
+    async def wait_ready(self) -> bool:
+        """Whether it said that it serves, before it ended and within a minute."""
+        ended = spawn(self.wait(), name=f"first wait for {self.name}")
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._settled.wait()
+        except TimeoutError:
+            log.error("process did not become ready", extra={"child": self.name, "pid": self.pid})
+        finally:
+            ended.cancel()
+        return self.is_ready
+
+    def explain_failure(self) -> OperatorError:
+        """Why it is not ready, for the operator."""
+        if self._failure is not None:
+            return OperatorError(f"{self.name}: {self._failure.message}", hint=self._failure.hint)
+        return EngineFailed(f"The process {self.name} did not start.", hint="Its own messages are above.")
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Have it end: ask, wait for its time to drain and a little more, then kill it and whatever it started."""
+        if self._channel is not None:
+            self.send(Drain(drain_seconds))
+        else:
+            self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(drain_seconds + GRACE_SECONDS) as self._patience:
+                await self.wait()
+        except TimeoutError:
+            log.warning("process did not end in time; killed", extra={"child": self.name, "pid": self.pid})
+        finally:
+            self._patience = None
+            await self.kill()
+
+    def hurry(self) -> None:
+        """While it is being stopped: do not wait for what it still does."""
+        self.send(Drain(0))
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + HURRY_SECONDS)
+
+    async def kill(self) -> None:
+        """End it now, with its process group."""
+        if self.is_alive:
+            self._signal(signal.SIGKILL)
+            await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def _receive(self, message: AnyMessage) -> None:
+        match message:
+            case Ready(facts):
+                self.facts.update(facts)
+                self.is_ready = True
+                self._settled.set()
+            case Failed():
+                self._failure = message
+            case Report(snapshot, facts):
+                self.snapshot = snapshot
+                self.facts.update(facts)
+            case _:
+                pass
+        self._on_message(self, message)
+
+    def _lose(self) -> None:
+        if not self._said_all.done():
+            self._said_all.set_result(None)
+
+
+class Keeper:
+    """Keeps one program running: a child that ends is started again.
+
+    `on_up` is called when a child begins to serve, `on_down` when it ended unasked; a replacement has no `on_down`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Awaitable[Child]],
+        *,
+        on_up: Callable[[], None] = lambda: None,
+        on_down: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.child: Child | None = None
+        self.restarts = 0
+        self._launch = launch
+        self._on_up = on_up
+        self._on_down = on_down
+        self._watch: asyncio.Task[None] | None = None
+        self._retiring: set[Child] = set()
+
+    @property
+    def children(self) -> list[Child]:
+        """Its processes: one, and those it is just replacing."""
+        return [child for child in (self.child, *self._retiring) if child is not None]
+
+    async def start(self) -> None:
+        """Start it for the first time; raises OperatorError when it does not become ready."""
+        self.child = await self._launch()
+        if not await self.child.wait_ready():
+            await self.child.kill()
+            raise self.child.explain_failure()
+        self._on_up()
+        self._watch = spawn(self._keep(self.child), name=f"keep {self.name}")
+
+    async def replace(self, drain_seconds: float) -> bool:
+        """Start a successor, and when it is ready drain the old one. False: it did not start, and the old one stays."""
+        successor = await self._launch()
+        if not await successor.wait_ready():
+            await successor.kill()
+            return False
+        old = self.child
+        await self._stop_watching()
+        self.child = successor
+        self._on_up()
+        self._watch = spawn(self._keep(successor), name=f"keep {self.name}")
+        if old is not None:
+            self._retiring.add(old)
+            await old.stop(drain_seconds)
+            self._retiring.discard(old)
+        return True
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Stop it for good."""
+        await self._stop_watching()
+        await asyncio.gather(*(child.stop(drain_seconds) for child in self.children))
+
+    def hurry(self) -> None:
+        """Cut short the drain that is under way."""
+        for child in self.children:
+            child.hurry()
+
+    async def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+
+    async def _keep(self, child: Child) -> None:
+        backoff = Backoff()
+        while True:
+            code = await child.wait()
+            self._on_down()
+            facts = {"child": self.name, "pid": child.pid, "exit_code": code}
+            child = await self._relaunch(backoff, child.lifetime, facts)
+            if await child.wait_ready():
+                log.info("process is back", extra={"child": self.name, "pid": child.pid})
+                self._on_up()
+            else:
+                await child.kill()
+
+    async def _relaunch(self, backoff: Backoff, lifetime: float, facts: dict[str, Any]) -> Child:
+        while True:
+            wait = backoff.after(lifetime)
+            log.error("process ended; starting it again", extra={**facts, "restart_in_seconds": wait})
+            await asyncio.sleep(wait)
+            self.restarts += 1
+            try:
+                self.child = await self._launch()
+            except OSError as error:  # no process or file to be had: the next wait is longer
+                lifetime, facts = 0.0, {"child": self.name, "reason": error.strerror}
+            else:
+                return self.child

@@ -1,0 +1,134 @@
+"""How a node is, and the control socket through which the command line asks: one JSON object a line."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ibex.config import Settings
+from ibex.errors import ServerNotRunning
+from ibex.server.sockets import SocketPath
+
+SOCKET_NAME = "control.sock"
+ANSWER_SECONDS = 5.0
+MAX_LINE_BYTES = 1 << 20
+
+
+class ProcessStatus(msgspec.Struct, kw_only=True):
+    """One process of the node."""
+
+    name: str
+    title: str
+    """As `ps` shows it."""
+    pid: int | None
+    is_up: bool
+    uptime_seconds: float | None = None
+    restarts: int = 0
+    memory_bytes: int | None = None
+    """Resident memory of this process alone; None where the system does not say."""
+    facts: dict[str, Any] = {}
+    """What the process says about itself."""
+
+
+class NodeStatus(msgspec.Struct, kw_only=True):
+    """What `ibexctl status` shows, and what `serve` prints when it is ready."""
+
+    version: str
+    env: str
+    url: str
+    metrics_url: str
+    data_dir: str
+    llm_mode: str
+    upstream: str
+    started_at: str
+    """RFC 3339, UTC."""
+    uptime_seconds: float
+    start_seconds: float | None = None
+    """From the start to the moment at which everything served."""
+    is_first_start: bool
+    """Whether the data directory was new."""
+    engines: list[str]
+    """The embedded engines."""
+    processes: list[ProcessStatus]
+    """The supervisor first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def resident_bytes(pid: int) -> int | None:
+    """A process's resident memory, from /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class ControlSocket:
+    """`<run>/control.sock`, mode 0600: answers `{"request": "status"}`."""
+
+    def __init__(self, run_dir: Path, status: Callable[[], NodeStatus]) -> None:
+        self._path = run_dir / SOCKET_NAME
+        self._status = status
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, in the place of whatever a dead server left there."""
+        self._path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with SocketPath(self._path) as address:
+            sock.bind(address)
+        self._path.chmod(0o600)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ValueError, TimeoutError), contextlib.closing(writer):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while line := await reader.readline():
+                    writer.write(self._answer(line) + b"\n")
+                    await writer.drain()
+
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            request = msgspec.json.decode(line, type=dict[str, Any]).get("request")
+        except msgspec.DecodeError:
+            request = None
+        if request == "status":
+            return msgspec.json.encode({"status": self._status()})
+        return msgspec.json.encode({"error": "The only request is: status"})
+
+
+class _StatusAnswer(msgspec.Struct):
+    status: NodeStatus
+
+
+def request_status(settings: Settings) -> NodeStatus:
+    """Ask the server that runs on this data directory how it is; raises ServerNotRunning when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(ANSWER_SECONDS)
+        try:
+            with SocketPath(settings.run_dir / SOCKET_NAME) as address:
+                sock.connect(address)
+            sock.sendall(b'{"request":"status"}\n')
+            with sock.makefile("rb") as answers:
+                line = answers.readline(MAX_LINE_BYTES)
+            return msgspec.json.decode(line, type=_StatusAnswer).status
+        except (OSError, msgspec.DecodeError) as error:
+            raise ServerNotRunning(
+                f"No ibex server answers on the data directory {settings.data_dir}.",
+                hint="Start one with: ibexctl serve",
+            ) from error

@@ -1,0 +1,107 @@
+"""The workers of a node: a slot and a listening socket each; a neighbour serves the socket of one that is away."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from ibex.server.children import Child, Keeper
+from ibex.server.messages import Adopt, AnyMessage, Release, Share
+from ibex.server.shares import ShareBook
+
+log = logging.getLogger("ibex.supervisor")
+
+
+class WorkerPool:
+    """Starts, keeps, replaces and drains the workers, and passes on what they share.
+
+    `launch` starts a process for a slot; the pool must hear its messages (`hear`) and its end (`forget`).
+    """
+
+    def __init__(self, count: int, launch: Callable[[int], Awaitable[Child]]) -> None:
+        self._launch = launch
+        self._living: set[Child] = set()
+        self._serving: set[int] = set()
+        self._adopters: dict[int, int] = {}
+        """Slots whose own worker is away, and the slot of the worker that accepts there."""
+        self._shares = ShareBook()
+        self._is_stopping = False
+        self.keepers = [self._keeper(slot) for slot in range(count)]
+
+    async def start(self) -> None:
+        """Start all side by side and wait until all serve; raises OperatorError when one does not."""
+        starts = await asyncio.gather(*(keeper.start() for keeper in self.keepers), return_exceptions=True)
+        for error in starts:
+            if error is not None:
+                raise error
+
+    async def replace_all(self, drain_seconds: float) -> None:
+        """A rolling restart: one slot after the other, each successor ready before its predecessor drains."""
+        for keeper in self.keepers:
+            if not await keeper.replace(drain_seconds):
+                log.error("rolling restart ended: a successor did not start", extra={"child": keeper.name})
+                return
+        log.info("rolling restart done", extra={"workers": len(self.keepers)})
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Drain all side by side."""
+        self._is_stopping = True
+        await asyncio.gather(*(keeper.stop(drain_seconds) for keeper in self.keepers))
+
+    def hear(self, child: Child, message: AnyMessage) -> None:
+        """Keep what a worker shares, and pass it on to the others."""
+        if isinstance(message, Share):
+            self._shares.keep(message)
+            for other in self._living:
+                if other is not child:
+                    other.offer(message)
+
+    def forget(self, child: Child) -> None:
+        """A worker has ended."""
+        self._living.discard(child)
+
+    def _keeper(self, slot: int) -> Keeper:
+        async def launch() -> Child:
+            child = await self._launch(slot)
+            self._living.add(child)
+            for share in self._shares:
+                child.offer(share)
+            return child
+
+        return Keeper(
+            f"worker {slot}", launch, on_up=lambda: self._note_up(slot), on_down=lambda: self._note_down(slot)
+        )
+
+    def _note_up(self, slot: int) -> None:
+        self._serving.add(slot)
+        for adopted, adopter in self._adopters.items():
+            if adopter == slot:  # its predecessor's duties, when this one replaces it
+                self._tell(slot, Adopt(adopted))
+        self._balance()
+
+    def _note_down(self, slot: int) -> None:
+        self._serving.discard(slot)
+        self._balance()
+
+    def _balance(self) -> None:
+        """Every socket is to be served: by its own worker, else by the next one that lives."""
+        if self._is_stopping:
+            return
+        count = len(self.keepers)
+        for slot in range(count):
+            adopter = self._adopters.get(slot)
+            if slot in self._serving:
+                if adopter is not None:
+                    del self._adopters[slot]
+                    self._tell(adopter, Release(slot))
+            elif adopter not in self._serving:
+                self._adopters.pop(slot, None)
+                neighbours = ((slot + step) % count for step in range(1, count))
+                chosen = next((neighbour for neighbour in neighbours if neighbour in self._serving), None)
+                if chosen is not None:
+                    self._adopters[slot] = chosen
+                    self._tell(chosen, Adopt(slot))
+
+    def _tell(self, slot: int, message: Adopt | Release) -> None:
+        child = self.keepers[slot].child
+        if child is not None:
+            child.send(message)
