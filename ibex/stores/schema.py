@@ -1,0 +1,227 @@
+"""Postgres' schema: how migrations run on it, what serving needs of it, and the development seed."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from ibex.domain.identity import (
+    DEV_AGENT_ID,
+    DEV_ORG_ID,
+    DEV_TOKEN,
+    DEV_TOKEN_ID,
+    DEV_USER_ID,
+    PROXY_CHAT,
+    digest_bearer,
+)
+from ibex.errors import ConfigurationError, OperatorError, StoreError, StoreUnavailable
+from ibex.stores.migrations import AppliedMigration, Migration, Migrator, check_applied, find_migrations
+from ibex.stores.postgres import translated
+
+_LOCK = 0x1BE8_5C4E
+"""The advisory lock of whoever migrates."""
+
+_OLDEST_SERVER = 15
+"""The first with unique constraints in which nulls are equal."""
+
+_ROLES_HINT = "Create the roles first: psql -f infra/scripts/postgres_roles.sql, as a superuser."
+
+
+class PostgresTarget:
+    """One connection on which migrations run as ibex_owner."""
+
+    name = "postgres"
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]", lock_timeout: float) -> None:
+        self._connection = connection
+        self._lock_timeout = lock_timeout
+
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[None]:
+        """Hold the advisory lock. Raises OperatorError naming the holder when it is not had in time."""
+        with translated():
+            self._check_server()
+            await self._become_owner()
+            await self._connection.execute(f"set lock_timeout = {int(self._lock_timeout * 1000)}")
+        await self._lock()
+        try:
+            with translated():
+                await self._connection.execute(_BOOTSTRAP)
+            yield
+        finally:
+            if not self._connection.is_closed():  # a connection that is gone has let go of its locks
+                with translated():
+                    await self._connection.execute("select pg_advisory_unlock($1)", _LOCK)
+
+    async def applied(self) -> list[AppliedMigration]:
+        """What has been applied; empty on a database that never was migrated."""
+        with translated():
+            return await _read_applied(self._connection)
+
+    async def apply(self, migration: Migration) -> None:
+        """Run `up_sql` and note it, in one transaction."""
+        with _explained(migration):
+            async with self._connection.transaction():
+                await self._connection.execute(migration.up_sql)
+                await self._connection.execute(
+                    "insert into ibex_core.schema_migrations (number, name, checksum) values ($1, $2, $3)",
+                    *(migration.number, migration.name, migration.checksum),
+                )
+
+    async def revert(self, migration: Migration) -> None:
+        """Run `down_sql` and strike the note out, in one transaction."""
+        with _explained(migration):
+            async with self._connection.transaction():
+                await self._connection.execute(migration.down_sql)
+                await self._connection.execute(
+                    "delete from ibex_core.schema_migrations where number = $1", migration.number
+                )
+
+    def _check_server(self) -> None:
+        version = self._connection.get_server_version()
+        if version.major < _OLDEST_SERVER:
+            raise ConfigurationError(f"Postgres {version.major} is too old; ibex needs {_OLDEST_SERVER} or later.")
+
+    async def _become_owner(self) -> None:
+        """What migrations make belongs to ibex_owner: its functions and policies depend on that."""
+        roles = await self._connection.fetch("select rolname from pg_roles where rolname in ('ibex_owner', 'ibex_app')")
+        missing = sorted({"ibex_owner", "ibex_app"} - {row["rolname"] for row in roles})
+        if missing:
+            raise ConfigurationError(f"Postgres has no role {' and no role '.join(missing)}.", hint=_ROLES_HINT)
+        try:
+            await self._connection.execute("set role ibex_owner")
+        except asyncpg.InsufficientPrivilegeError:
+            user = await self._connection.fetchval("select session_user")
+            raise ConfigurationError(
+                f"The admin DSN logs in as {user}, which may not act as ibex_owner.",
+                hint="Let IBEX_POSTGRES_ADMIN_DSN log in as ibex_owner, or grant ibex_owner to that role.",
+            ) from None
+
+    async def _lock(self) -> None:
+        try:
+            with translated():
+                await self._connection.execute("select pg_advisory_lock($1)", _LOCK)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                raise
+            row = await self._connection.fetchrow(_HOLDER, _LOCK & 0xFFFF_FFFF)
+            holder = (
+                f"{row['application_name'] or 'a session of another role'} (backend {row['pid']})"
+                if row
+                else "somebody"
+            )
+            raise OperatorError(
+                f"{holder} is migrating this database; waited {self._lock_timeout:g} s for it.",
+                hint="Wait for it to end, then try again.",
+            ) from None
+
+
+@contextmanager
+def _explained(migration: Migration) -> Iterator[None]:
+    """A migration's own failure, in Postgres' words: they are about the schema, and the operator needs them."""
+    try:
+        with translated():
+            yield
+    except StoreError as error:
+        reason = error.__cause__.args[0] if isinstance(error.__cause__, asyncpg.PostgresError) else error.message
+        raise OperatorError(f"Migration {migration.label} failed, and nothing of it was kept: {reason}") from error
+
+
+_HOLDER = """
+select l.pid, a.application_name from pg_locks as l left join pg_stat_activity as a using (pid)
+where l.locktype = 'advisory' and l.granted and l.objid = $1
+  and l.database = (select oid from pg_database where datname = current_database())
+"""
+
+_BOOTSTRAP = """
+create schema if not exists ibex_core;
+create table if not exists ibex_core.schema_migrations (
+    number integer primary key,
+    name text not null,
+    checksum text not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
+grant usage on schema ibex_core to ibex_app;
+grant select on ibex_core.schema_migrations to ibex_app;
+"""
+
+
+@asynccontextmanager
+async def postgres_migrator(
+    admin_dsn: str, *, holder: str | None = None, lock_timeout: float = 30
+) -> AsyncIterator[Migrator]:
+    """A migrator on a connection of its own. `holder` is the name others see who wait for its lock."""
+    async with _connected(
+        admin_dsn, holder or f"ibex migrate, process {os.getpid()} on {socket.gethostname()}"
+    ) as connection:
+        yield Migrator(PostgresTarget(connection, lock_timeout), find_migrations("postgres"))
+
+
+async def check_schema(dsn: str) -> None:
+    """Raise SchemaMismatch, naming the command, unless this version of ibex can serve on the schema as it is."""
+    async with _connected(dsn, "ibex schema check") as connection:
+        with translated():
+            applied = await _read_applied(connection)
+    check_applied("postgres", find_migrations("postgres"), applied)
+
+
+async def seed_development(admin_dsn: str) -> None:
+    """Make the development organization, user, agent and token where they are missing. A row that is there is kept."""
+    async with _connected(admin_dsn, "ibex seed") as connection:
+        with translated():
+            async with connection.transaction():
+                for statement, values in _SEED:
+                    await connection.execute(f"{statement} on conflict do nothing", *values)
+
+
+_SEED: tuple[tuple[str, tuple[object, ...]], ...] = (
+    (
+        "insert into ibex_core.organizations (org_id, name) values ($1, $2)",
+        (DEV_ORG_ID, "Development"),
+    ),
+    (
+        "insert into ibex_core.users (user_id, org_id, name) values ($1, $2, $3)",
+        (DEV_USER_ID, DEV_ORG_ID, "Developer"),
+    ),
+    (
+        "insert into ibex_core.agents (agent_id, org_id, name) values ($1, $2, $3)",
+        (DEV_AGENT_ID, DEV_ORG_ID, "Development"),
+    ),
+    (
+        "insert into ibex_core.tokens (token_id, org_id, user_id, name, prefix, digest, permissions)"
+        " values ($1, $2, $3, $4, $5, $6, $7)",
+        (
+            DEV_TOKEN_ID,
+            DEV_ORG_ID,
+            DEV_USER_ID,
+            "Development",
+            "ibex_dev_sk",
+            digest_bearer(DEV_TOKEN),
+            int(PROXY_CHAT),
+        ),
+    ),
+)
+
+
+@asynccontextmanager
+async def _connected(dsn: str, name: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    with translated():
+        connection = await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": name[:63]})
+    try:
+        yield connection
+    finally:
+        try:
+            await connection.close(timeout=2)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
+
+
+async def _read_applied(connection: "asyncpg.Connection[asyncpg.Record]") -> list[AppliedMigration]:
+    if await connection.fetchval("select to_regclass('ibex_core.schema_migrations')") is None:
+        return []
+    rows = await connection.fetch(
+        "select number, name, checksum, applied_at from ibex_core.schema_migrations order by number"
+    )
+    return [AppliedMigration(**row) for row in rows]

@@ -1,0 +1,1 @@
+drop table ibex_core.checkpoints, ibex_core.sessions;

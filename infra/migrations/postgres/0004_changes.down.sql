@@ -1,0 +1,16 @@
+drop trigger changes on ibex_core.organizations;
+drop trigger changes on ibex_core.users;
+drop trigger changes on ibex_core.agents;
+drop trigger changes on ibex_core.tokens;
+drop trigger changes on ibex_core.limits;
+drop trigger changes on ibex_core.directives;
+drop trigger no_truncate on ibex_core.organizations;
+drop trigger no_truncate on ibex_core.users;
+drop trigger no_truncate on ibex_core.agents;
+drop trigger no_truncate on ibex_core.tokens;
+drop trigger no_truncate on ibex_core.limits;
+drop trigger no_truncate on ibex_core.directives;
+drop function ibex_core.prune_changes(integer);
+drop function ibex_core.note_change();
+drop function ibex_core.refuse_truncating();
+drop table ibex_core.audit_events, ibex_core.changes;
