@@ -1,0 +1,5 @@
+"""`python -m ibexctl`: the same as `ibexctl`."""
+
+from ibexctl.app import main
+
+main()

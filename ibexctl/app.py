@@ -1,0 +1,170 @@
+"""The program `ibexctl`: its commands, and the one place where an error becomes a message and an exit code."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from ibex.errors import IbexError, OperatorError, StoreRefused, StoreUnavailable
+from ibexctl import directives, identity, migrate, serve, sessions, smoke, status, traces
+from ibexctl.command import Invocation, JsonFlag, command, invocation_of
+from ibexctl.output import Answer, show, show_error
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="ibexctl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help takes 0.2 s longer to import than all the rest
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(ctx: typer.Context, is_wanted: bool) -> None:
+    if is_wanted:
+        show(_version(), is_json=invocation_of(ctx).is_json)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    is_json: JsonFlag = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Run ibex and tend it: the server, its tenants, their directives, and the record of every turn."""
+    invocation_of(ctx).is_json |= is_json
+
+
+def _version() -> Answer:
+    from platform import python_version
+
+    from ibex import __version__
+
+    return Answer({"version": __version__, "python": python_version()}, (f"ibex {__version__}",))
+
+
+@command(app, "version", example="ibexctl version")
+def version() -> Answer:
+    """Print the version of ibex."""
+    return _version()
+
+
+serve.register(app)
+status.register(app)
+smoke.register(app)
+app.add_typer(migrate.app, name="migrate")
+app.add_typer(identity.organizations, name="org")
+app.add_typer(identity.agents, name="agent")
+app.add_typer(identity.tokens, name="token")
+app.add_typer(directives.app, name="directive")
+app.add_typer(sessions.app, name="session")
+app.add_typer(traces.app, name="trace")
+
+
+def main() -> NoReturn:
+    """Run the command in the program's arguments and end the process with its exit code."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    invocation = Invocation(is_json=_asks_for_json(arguments))
+    try:
+        return int(app(args=list(arguments), prog_name="ibexctl", obj=invocation, standalone_mode=False) or DONE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return FAILED
+    except Exception as error:  # noqa: BLE001  # the last stop: a person gets a message, never a traceback unasked
+        return _report(error, is_json=invocation.is_json)
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """Known before parsing, so that wrong usage is told in JSON too."""
+    before_end = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in before_end
+
+
+def _report(error: Exception, *, is_json: bool) -> int:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, typer.TyperException):
+        return _report_usage(error, is_json=is_json)
+    if isinstance(error, typer.Abort):
+        show_error("Aborted.", None, is_json=is_json)
+        return FAILED
+    if isinstance(error, IbexError):
+        show_error(error.message, _hint(error), is_json=is_json)
+        return FAILED
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        show_error(f"{place}{error.strerror}.", _OS_HINTS.get(error.errno or 0), is_json=is_json)
+    else:
+        show_error(
+            f"Something unforeseen happened: {type(error).__name__}: {error}",
+            "IBEX_LOG_LEVEL=debug shows the traceback; please report it.",
+            is_json=is_json,
+        )
+    if _is_debugging():
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    return FAILED
+
+
+def _report_usage(error: typer.TyperException, *, is_json: bool) -> int:
+    message = error.format_message()
+    ctx: typer.Context | None = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself; its message is the help
+        sys.stdout.write(message + "\n")
+        return error.exit_code
+    path = ctx.command_path if ctx is not None else "ibexctl"
+    show_error(message, f"See `{path} --help`.", is_json=is_json)
+    return error.exit_code
+
+
+_OS_HINTS = {
+    errno.EACCES: "Run as the user who owns it, or choose another IBEX_DATA_DIR.",
+    errno.EPERM: "Run as the user who owns it, or choose another IBEX_DATA_DIR.",
+    errno.EROFS: "Choose an IBEX_DATA_DIR on a disk that can be written.",
+    errno.ENOSPC: "Free some space on that disk, or choose another IBEX_DATA_DIR.",
+    errno.EADDRINUSE: "Something else listens there; choose another port with --port.",
+}
+
+
+def _hint(error: IbexError) -> str | None:
+    if isinstance(error, OperatorError):
+        return error.hint
+    if isinstance(error, StoreUnavailable):
+        return "Check that the store runs and that its address is right; `ibexctl config check` tries each."
+    if isinstance(error, StoreRefused):
+        return "`ibexctl migrate status` shows whether the schema is current; `ibexctl config check` tries each store."
+    return None
+
+
+def _is_debugging() -> bool:
+    from ibex.config import load_settings
+    from ibex.errors import ConfigurationError
+
+    try:
+        return load_settings().log_level == "debug"
+    except ConfigurationError:
+        return False
+
+
+def _silence_stdout() -> None:
+    """The reader of a pipe has left: nothing more is to be said, not even by the interpreter's own flush at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

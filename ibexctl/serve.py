@@ -1,0 +1,123 @@
+"""`ibexctl serve`: the server in the foreground, and what it says when it is ready."""
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ibexctl.command import command, invocation_of
+from ibexctl.operation import read_settings
+from ibexctl.output import Answer, Fields, note, show
+
+if TYPE_CHECKING:
+    from ibex.config import Settings
+    from ibex.server.status import NodeStatus
+
+_STORES = {
+    "postgres": ("postgres_dsn", "embedded PostgreSQL"),
+    "redis": ("redis_url", "embedded Valkey"),
+    "clickhouse": ("clickhouse_dsn", "embedded ClickHouse (chDB), for development and trials: not for production"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "serve", example="ibexctl serve\nibexctl serve --port 9000 --workers 4")(serve)
+
+
+def serve(
+    ctx: typer.Context,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (IBEX_HOST).")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one (IBEX_PORT).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=128, help="Worker processes (IBEX_WORKERS).")
+    ] = None,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Starts the proxy's workers, the recorder, and the stores that are embedded.
+    """
+    settings = read_settings(host=host, port=port, workers=workers)
+    is_json = invocation_of(ctx).is_json
+
+    def announce(node: "NodeStatus") -> None:
+        show(describe(node, settings), is_json=is_json)
+
+    from ibex.server.supervisor import serve as supervise
+
+    code = supervise(settings, on_progress=note, on_ready=announce)
+    if code:
+        raise typer.Exit(code)
+
+
+def describe(node: "NodeStatus", settings: "Settings") -> Answer:
+    """What runs, where its data lies, how to try it: the only place where the development token is printed."""
+    is_sandbox = node.llm_mode == "sandbox"
+    stores = {store: _describe_store(settings, *names) for store, names in _STORES.items()}
+    data = {
+        "address": node.url,
+        "url": node.url,
+        "metrics_url": node.metrics_url,
+        "version": node.version,
+        "env": node.env,
+        "data_dir": node.data_dir,
+        "stores": stores,
+        "upstream": {"name": node.upstream, "mode": node.llm_mode, "is_stand_in": is_sandbox},
+        "start_seconds": node.start_seconds,
+        "processes": [{"name": process.name, "pid": process.pid} for process in node.processes],
+    }
+    facts = {
+        "data": f"{node.data_dir}{' (new)' if node.is_first_start else ''}",
+        **stores,
+        "upstream": _describe_upstream(node),
+        "metrics": node.metrics_url,
+    }
+    started = "" if node.start_seconds is None else f", ready in {node.start_seconds:.1f} s"
+    title = f"ibex {node.version} serves on {node.url} ({node.env}{started})"
+    views = [title, "", Fields(facts)]
+    if settings.is_development:
+        views += ["", "Try it:", "", try_line(node.url)]
+    return Answer(data, (*views, "", "Ctrl-C stops it all."))
+
+
+def try_line(url: str) -> str:
+    """A curl line that works as pasted: the development token, in clear."""
+    from ibex.domain.identity import DEV_AGENT_ID, DEV_TOKEN
+
+    body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Reply with exactly: hello"}]}'
+    words = ("curl", "-s", f"{url}/v1/chat/completions")
+    headers = (
+        f"Authorization: Bearer {DEV_TOKEN}",
+        f"X-IBEX-Agent-ID: {DEV_AGENT_ID}",
+        "Content-Type: application/json",
+    )
+    lines = [shlex.join(words), *(shlex.join(("-H", header)) for header in headers), shlex.join(("-d", body))]
+    return " \\\n  ".join(lines)
+
+
+def _describe_store(settings: "Settings", field: str, embedded: str) -> str:
+    from ibex.config import EMBEDDED
+
+    dsn = getattr(settings, field).get_secret_value()
+    return embedded if dsn == EMBEDDED else display_dsn(dsn)
+
+
+def display_dsn(dsn: str) -> str:
+    """A store's address without user, password and parameters."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(dsn)
+        place = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "as configured"
+    return f"{parts.scheme}://{place}{port}{parts.path}"
+
+
+def _describe_upstream(node: "NodeStatus") -> str:
+    if node.llm_mode == "sandbox":
+        return "the ibex sandbox: a STAND-IN that answers by rule, no model; set OPENAI_API_KEY for a real one"
+    return node.upstream

@@ -1,0 +1,47 @@
+"""`ibexctl session`: conversations, and the checkpoint each turn of them left."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from ibex.domain.identity import AgentId
+from ibexctl import arguments
+from ibexctl.command import command, group
+from ibexctl.operation import operate
+from ibexctl.output import Answer, Fields, Table
+
+if TYPE_CHECKING:
+    from ibex.runtime import Operator
+
+app = group("Sessions: conversations, turn by turn.")
+
+_COLUMNS = (
+    "turn_index",
+    "completed_at",
+    "model",
+    "input_tokens",
+    "output_tokens",
+    "is_complete",
+    "latency_ms",
+    "turn_id",
+)
+
+
+@command(app, "show", example="ibexctl session show chat-42 --agent 00000000-0000-0000-0000-000000000003")
+def show_session(
+    external_id: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id, as its client named it.")],
+    agent: Annotated[
+        UUID,
+        typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="The agent whose session it is."),
+    ],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many checkpoints. Else: all.")] = None,
+) -> Answer:
+    """Show a session and its checkpoints, oldest first."""
+
+    async def act(operator: "Operator") -> dict[str, Any]:
+        return await operator.sessions.show(external_id, AgentId(agent), limit)
+
+    found = operate(act)
+    rows = [[checkpoint.get(column) for column in _COLUMNS] for checkpoint in found["checkpoints"]]
+    return Answer(found, (Fields(found["session"]), "", Table(_COLUMNS, rows, empty="No checkpoint yet.")))

@@ -1,0 +1,286 @@
+"""`ibexctl smoke`: one completion through a running proxy, whole and streamed, and the record both must leave."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ibex.domain.identity import DEV_AGENT_ID, DEV_TOKEN, AgentId, parse_uuid
+from ibex.errors import IbexError, OperatorError, ServerNotRunning
+from ibexctl.command import command
+from ibexctl.operation import operate, read_settings
+from ibexctl.output import Answer, Table, note
+from ibexctl.proxy import Proxy, Reply
+
+if TYPE_CHECKING:
+    from ibex.config import Settings
+    from ibex.runtime import Operator
+
+EXPECTED = "IBEX_OK"
+RECORD_SECONDS = 10.0
+"""How long the recorder may take to deliver two turns before the check fails."""
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+
+@dataclass
+class Check:
+    """One thing tried, and how it went."""
+
+    name: str
+    result: str = SKIPPED
+    detail: str = ""
+    hint: str | None = None
+    duration_ms: float = 0.0
+
+    def as_data(self) -> dict[str, object]:
+        """The check as `--json` shows it."""
+        return {
+            "name": self.name,
+            "result": self.result,
+            "detail": self.detail,
+            "hint": self.hint,
+            "duration_ms": round(self.duration_ms, 1),
+        }
+
+
+@dataclass
+class Run:
+    """One smoke test: the checks so far; after a failure the rest is skipped."""
+
+    proxy: Proxy
+    settings: "Settings"
+    session_id: str = field(default_factory=lambda: f"smoke-{token_hex(8)}")
+    checks: list[Check] = field(default_factory=list)
+    upstream: str | None = None
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.result != FAILED for check in self.checks)
+
+    def try_(self, name: str, action: Callable[[], str]) -> None:
+        """Run one check; what it returns is its detail, an OperatorError is its failure."""
+        check = Check(name)
+        self.checks.append(check)
+        if not self.has_passed:
+            check.detail = "an earlier check failed"
+            return
+        started = time.monotonic()
+        try:
+            check.detail = action()
+            check.result = PASSED
+        except _NoStoreAccess as error:
+            check.detail = f"no store access: {error.message}"
+        except OperatorError as error:
+            check.result, check.detail, check.hint = FAILED, error.message, error.hint
+        check.duration_ms = (time.monotonic() - started) * 1000
+
+
+class _NoStoreAccess(OperatorError):
+    """The proxy's stores are out of this program's reach."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "smoke", example="ibexctl smoke\nibexctl smoke --self-contained --json")(smoke)
+
+
+def smoke(
+    addr: Annotated[
+        str, typer.Option("--addr", envvar="IBEX_PROXY_ADDR", help="Where the proxy listens.")
+    ] = "http://localhost:8080",
+    agent: Annotated[
+        str, typer.Option("--agent", envvar="IBEX_DEV_AGENT_ID", help="The agent to act as.", show_default=True)
+    ] = str(DEV_AGENT_ID),
+    token: Annotated[
+        str,
+        typer.Option(
+            "--token",
+            envvar="IBEX_DEV_TOKEN",
+            help="The bearer; better given by its variable, since arguments are for everybody here to read.",
+            show_default="the development token",
+        ),
+    ] = DEV_TOKEN,
+    model: Annotated[str, typer.Option("--model", help="The model to ask.")] = "gpt-4o-mini",
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Start a server of its own against the sandbox, and stop it after.")
+    ] = False,
+) -> Answer:
+    """Try a running proxy end to end.
+
+    It asks for a completion, whole and as a stream, and checks the record that both must leave.
+    """
+    agent_id = parse_uuid(agent)
+    if agent_id is None:
+        raise typer.BadParameter(f"{agent!r} is not an agent's id.", param_hint="--agent")
+    if not self_contained:
+        return _answer(_smoke(Run(Proxy(addr.rstrip("/"), token, agent), read_settings()), AgentId(agent_id), model))
+    with _own_server() as (address, settings):
+        proxy = Proxy(address, DEV_TOKEN, str(DEV_AGENT_ID))
+        return _answer(_smoke(Run(proxy, settings), DEV_AGENT_ID, model))
+
+
+def _smoke(run: Run, agent_id: AgentId, model: str) -> Run:
+    run.try_("health", lambda: _check_health(run.proxy))
+    run.try_("completion", lambda: _check_completion(run, model))
+    run.try_("stream", lambda: _check_stream(run, model))
+    run.try_("record", lambda: _check_record(run, agent_id))
+    return run
+
+
+def _answer(run: Run) -> Answer:
+    data = {
+        "passed": run.has_passed,
+        "proxy": run.proxy.address,
+        "upstream": run.upstream,
+        "session_id": run.session_id,
+        "checks": [check.as_data() for check in run.checks],
+    }
+    rows = [(check.name, check.result, f"{check.duration_ms:.0f} ms", check.detail) for check in run.checks]
+    views = (
+        Table(("check", "result", "took", "detail"), rows),
+        f"Smoke test of {run.proxy.address}: {'PASSED' if run.has_passed else 'FAILED'}",
+    )
+    hints = tuple(f" hint: {check.hint}" for check in run.checks if check.hint)
+    return Answer(data, views, hints, exit_code=0 if run.has_passed else 1)
+
+
+def _check_health(proxy: Proxy) -> str:
+    status = proxy.get("/health").status
+    if status != 200:
+        raise OperatorError(f"/health answered {status}.", hint="Does something else listen on that address?")
+    return "200"
+
+
+def _question(model: str, *, is_streaming: bool) -> dict[str, object]:
+    message = {"role": "user", "content": f"Reply with exactly: {EXPECTED}"}
+    return {"model": model, "stream": is_streaming, "temperature": 0, "messages": [message]}
+
+
+def _check_completion(run: Run, model: str) -> str:
+    reply = run.proxy.chat(_question(model, is_streaming=False), session_id=run.session_id)
+    body = reply.json()
+    try:
+        content = body["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        raise OperatorError("The reply has no choice with a message.", hint="Is OPENAI_BASE_URL right?") from None
+    _expect(content)
+    run.upstream = _name_upstream(reply, body)
+    return f"from {run.upstream}" if run.upstream == "OpenAI" else f"from {run.upstream}: a stand-in, not OpenAI"
+
+
+def _check_stream(run: Run, model: str) -> str:
+    reply = run.proxy.chat(_question(model, is_streaming=True), session_id=run.session_id)
+    items = [line[5:].strip() for line in reply.body.decode(errors="replace").splitlines() if line.startswith("data:")]
+    if not items or items[-1] != "[DONE]":
+        raise OperatorError("The stream does not end with [DONE].", hint="The proxy's log says why.")
+    content = ""
+    for item in items[:-1]:
+        try:
+            choices = json.loads(item).get("choices") or []
+            content += "".join(choice["delta"].get("content") or "" for choice in choices)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OperatorError(
+                "An event of the stream is no completion chunk.", hint="Is OPENAI_BASE_URL right?"
+            ) from None
+    _expect(content)
+    return f"{len(items) - 1} events and [DONE]"
+
+
+def _expect(content: Any) -> None:
+    if not isinstance(content, str) or content.strip().strip("\"'`.") != EXPECTED:
+        raise OperatorError(
+            f"The content is not {EXPECTED} but {str(content)[:80]!r}.",
+            hint="Try again; if it stays so, look at OPENAI_BASE_URL and the agent's directive.",
+        )
+
+
+def _name_upstream(reply: Reply, body: Any) -> str:
+    """Who answered, by what only that upstream says."""
+    if str(body.get("system_fingerprint") or "").startswith("ibex-sandbox"):
+        return "the ibex sandbox"
+    return "OpenAI" if "openai-processing-ms" in reply.headers else "an OpenAI-compatible upstream"
+
+
+def _check_record(run: Run, agent_id: AgentId) -> str:
+    _require_store_access(run.settings)
+
+    async def look(operator: "Operator") -> str:
+        import asyncio
+
+        deadline = time.monotonic() + RECORD_SECONDS
+        while True:
+            problem = await _record_problem(operator, run.session_id, agent_id)
+            if problem is None:
+                return "2 checkpoints and 2 traces, all whole"
+            if time.monotonic() > deadline:
+                raise OperatorError(problem, hint="See `ibexctl status` and the recorder's log: a store may be away.")
+            await asyncio.sleep(0.1)
+
+    return operate(look, settings=run.settings, clickhouse=True)
+
+
+def _require_store_access(settings: "Settings") -> None:
+    """Embedded stores are within reach only while their server runs here: engines started for this would be empty."""
+    from ibex.engines.addresses import resolve_addresses
+
+    try:
+        resolve_addresses(settings)
+    except ServerNotRunning as error:
+        raise _NoStoreAccess(error.message) from None
+
+
+async def _record_problem(operator: "Operator", session_id: str, agent_id: AgentId) -> str | None:
+    """What is missing in the record of the two turns; None when all is there."""
+    raise NotImplementedError
+
+
+@contextmanager
+def _own_server() -> "Iterator[tuple[str, Settings]]":
+    """A server on a free port and a new data directory against the sandbox; stopped and removed afterwards."""
+    import subprocess
+    import sys
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from ibex.config import EMBEDDED, child_environment
+
+    with TemporaryDirectory(prefix="ibex-smoke-") as directory:
+        stores = dict.fromkeys(("postgres_dsn", "postgres_admin_dsn", "redis_url", "clickhouse_dsn"), EMBEDDED)
+        settings = read_settings(
+            env="development",
+            host="127.0.0.1",
+            port=0,
+            workers=1,
+            data_dir=Path(directory),
+            llm_mode="sandbox",
+            **stores,
+        )
+        note("Starting a server of its own; the first start takes up to 40 s …")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "ibexctl", "serve", "--json"],
+            env=child_environment(settings, with_provider_keys=False),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield _address_of(server), settings
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+def _address_of(server: Any) -> str:
+    """The address in the one object that `serve --json` prints when it is ready."""
+    line = server.stdout.readline()
+    try:
+        return str(json.loads(line)["address"])
+    except (ValueError, KeyError):
+        server.wait(timeout=60)
+        raise IbexError("The server did not start; its own words are above.") from None
