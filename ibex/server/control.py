@@ -66,11 +66,11 @@ class Control:
         return self._on_share
 
     @on_share.setter
-    def on_share(self, callback: Callable[[bytes], None]) -> None:
+    def on_share(self, callback: Callable[[bytes], None] | None) -> None:
         self._on_share = callback
         unheard, self._unheard = self._unheard, []
         for payload in unheard:
-            callback(payload)
+            self._hear(payload)
 
     def share(self, payload: bytes, *, key: bytes | None = None) -> None:
         """Give a payload to the node's other workers and to those that start later; never waits, may be dropped.

@@ -1,5 +1,7 @@
 """The metrics of the whole node: the latest of each living process, and what the ended ones had counted."""
 
+from collections.abc import Callable, Iterable
+
 from aiohttp import web
 
 from ibex import __version__
@@ -11,9 +13,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class NodeMetrics:
-    """Sums the children's snapshots. Counts of a process that ended stay in the sums; its levels go with it."""
+    """Sums the children's snapshots. Counts of a process that ended stay in the sums; its levels go with it.
 
-    def __init__(self) -> None:
+    `processes` tells the names of the node's processes, and which of them live.
+    """
+
+    def __init__(self, processes: Callable[[], Iterable[tuple[str, bool]]]) -> None:
+        self._processes = processes
         self._own = Metrics()
         self._own.build_info.labels(__version__).set(1)
         self._ended = merge_snapshots([], with_gauges=False)
@@ -29,12 +35,10 @@ class NodeMetrics:
         if last is not None:
             self._ended = merge_snapshots([self._ended, last], with_gauges=False)
 
-    def set_up(self, name: str, *, is_up: bool) -> None:
-        """Whether a process of the node lives."""
-        self._own.process_up.labels(name).set(float(is_up))
-
     def render(self) -> bytes:
         """Prometheus' text format."""
+        for name, is_up in self._processes():
+            self._own.process_up.labels(name).set(float(is_up))
         return render_metrics([self._own.snapshot(), self._ended, *self._latest.values()])
 
 

@@ -72,6 +72,15 @@ def resident_bytes(pid: int) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def process_title(pid: int) -> str | None:
+    """How `ps` shows a process, from /proc."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return " ".join(command.rstrip(b"\0").decode(errors="replace").split("\0")).strip() or None
+
+
 class ControlSocket:
     """`<run>/control.sock`, mode 0600: answers `{"request": "status"}`."""
 

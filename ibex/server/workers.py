@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 
-from ibex.server.children import Child, Keeper
+from ibex.server.children import Child
+from ibex.server.keeping import Keeper
 from ibex.server.messages import Adopt, AnyMessage, Release, Share
 from ibex.server.shares import ShareBook
 
@@ -14,11 +16,13 @@ log = logging.getLogger("ibex.supervisor")
 class WorkerPool:
     """Starts, keeps, replaces and drains the workers, and passes on what they share.
 
-    `launch` starts a process for a slot; the pool must hear its messages (`hear`) and its end (`forget`).
+    `launch` starts a process for a slot, which inherits all sockets; the pool must hear its messages (`hear`) and its
+    end (`forget`).
     """
 
-    def __init__(self, count: int, launch: Callable[[int], Awaitable[Child]]) -> None:
+    def __init__(self, count: int, launch: Callable[[int, Sequence[socket.socket]], Awaitable[Child]]) -> None:
         self._launch = launch
+        self._sockets: Sequence[socket.socket] = ()
         self._living: set[Child] = set()
         self._serving: set[int] = set()
         self._adopters: dict[int, int] = {}
@@ -27,8 +31,12 @@ class WorkerPool:
         self._is_stopping = False
         self.keepers = [self._keeper(slot) for slot in range(count)]
 
-    async def start(self) -> None:
-        """Start all side by side and wait until all serve; raises OperatorError when one does not."""
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Start all side by side and wait until all serve; raises OperatorError when one does not.
+
+        The pool owns the sockets, one a slot, from now on.
+        """
+        self._sockets = sockets
         starts = await asyncio.gather(*(keeper.start() for keeper in self.keepers), return_exceptions=True)
         for error in starts:
             if error is not None:
@@ -45,6 +53,10 @@ class WorkerPool:
     async def stop(self, drain_seconds: float) -> None:
         """Drain all side by side."""
         self._is_stopping = True
+        for keeper in self.keepers:
+            await keeper.stop_watching()
+        for sock in self._sockets:
+            sock.close()
         await asyncio.gather(*(keeper.stop(drain_seconds) for keeper in self.keepers))
 
     def hear(self, child: Child, message: AnyMessage) -> None:
@@ -61,7 +73,7 @@ class WorkerPool:
 
     def _keeper(self, slot: int) -> Keeper:
         async def launch() -> Child:
-            child = await self._launch(slot)
+            child = await self._launch(slot, self._sockets)
             self._living.add(child)
             for share in self._shares:
                 child.offer(share)

@@ -1,0 +1,67 @@
+"""What must be true of the databases before workers start: migrated where they are this server's own, else checked."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from ibex.config import EMBEDDED, Settings
+from ibex.engines.addresses import StoreAddresses
+from ibex.errors import ConfigurationError, OperatorError, StoreError, StoreUnavailable
+from ibex.stores.identity import IdentityReader
+from ibex.stores.postgres import Postgres
+from ibex.stores.schema import check_schema, postgres_migrator, seed_development
+
+log = logging.getLogger("ibex.supervisor")
+
+WAIT_SECONDS = 30.0
+"""How long a store that is away is waited for: containers start in any order."""
+
+
+async def prepare_databases(settings: Settings, addresses: StoreAddresses) -> None:
+    """Migrate (and in development seed) the embedded databases; check real ones, which `serve` never changes.
+
+    Raises SchemaMismatch when a real database's schema is not this version's, ConfigurationError when the development
+    token could be used outside development, OperatorError when a database does not answer.
+    """
+    if settings.postgres_dsn.get_secret_value() == EMBEDDED:
+        async with postgres_migrator(addresses.postgres_admin, holder="ibex serve") as migrator:
+            applied = await migrator.up()
+        if applied:
+            log.info("migrated postgres", extra={"to": applied[-1].label})
+        if settings.is_development:
+            await seed_development(addresses.postgres_admin)
+    else:
+        await _wait_for("Postgres", lambda: check_schema(addresses.postgres))
+    if not settings.is_development:
+        await _wait_for("Postgres", lambda: refuse_development_token(addresses.postgres))
+
+
+async def refuse_development_token(dsn: str) -> None:
+    """Raise ConfigurationError when the database would let the token in that everybody knows."""
+    postgres = await Postgres.connect(dsn, name="ibex serve")
+    try:
+        if await IdentityReader(postgres).has_development_token():
+            raise ConfigurationError(
+                "The development token is in this database, and IBEX_ENV is not development.",
+                hint="Use a database that was never seeded, or remove the organization 'Development' from it.",
+            )
+    finally:
+        await postgres.close()
+
+
+async def _wait_for(name: str, check: Callable[[], Awaitable[None]]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    is_said = False
+    while True:
+        try:
+            return await check()
+        except StoreUnavailable as error:
+            if time.monotonic() > deadline:
+                raise OperatorError(f"{name} does not answer: {error.message}", hint="Is its DSN right?") from error
+        except StoreError as error:
+            raise OperatorError(f"{name}: {error.message}") from error
+        if not is_said:
+            log.warning("waiting for a store", extra={"store": name, "seconds": WAIT_SECONDS})
+            is_said = True
+        await asyncio.sleep(0.5)

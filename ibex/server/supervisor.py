@@ -1,0 +1,317 @@
+"""The supervisor: starts a node's processes in order, keeps them alive, and stops them in order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from ibex import __version__
+from ibex.config import Settings, child_environment
+from ibex.engines.datadir import DataDirectory
+from ibex.engines.embedded import EmbeddedEngines, Progress
+from ibex.errors import OperatorError
+from ibex.server.children import Child, Program
+from ibex.server.databases import prepare_databases
+from ibex.server.engine_watch import EngineWatch
+from ibex.server.keeping import Keeper
+from ibex.server.messages import AnyMessage, MetricsAnswer, MetricsQuestion, Report, StatusAnswer, StatusQuestion
+from ibex.server.node_metrics import MetricsEndpoint, NodeMetrics
+from ibex.server.process import begin_process
+from ibex.server.recorder import DRAIN_SECONDS
+from ibex.server.sockets import open_listening_sockets, url_of
+from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, process_title, resident_bytes
+from ibex.server.workers import WorkerPool
+from ibex.telemetry import configure_logging, spawn
+
+log = logging.getLogger("ibex.supervisor")
+
+SANDBOX_DRAIN_SECONDS = 1.0
+_PYTHON = (sys.executable, "-P", "-m")
+
+
+class Supervisor:
+    """One node. `run` returns when it was told to stop and nothing it started is left.
+
+    `reload` reads the settings anew for a rolling restart. `worker` is the command of a worker process, to which the
+    arguments of `ibex.server.worker` are added.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_progress: Progress = lambda _name, _happened: None,
+        on_ready: Callable[[NodeStatus], None] = lambda _status: None,
+        reload: Callable[[], Settings] | None = None,
+        has_recorder: bool = True,
+        worker: tuple[str, ...] = (*_PYTHON, "ibex.server.worker"),
+    ) -> None:
+        self._settings = settings
+        self._on_progress = on_progress
+        self._on_ready = on_ready
+        self._reload = reload or (lambda: settings)
+        self._worker_command = worker
+        self._directory = DataDirectory(settings.data_dir)
+        self._is_first_start = not self._directory.run_dir.exists()
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._start_seconds: float | None = None
+        self._metrics = NodeMetrics(self._liveness)
+        self._endpoint = MetricsEndpoint(self._metrics)
+        self._engines = EmbeddedEngines(settings)
+        self._watches: list[EngineWatch] = []
+        self._sandbox = Keeper("sandbox", self._launch_sandbox) if settings.resolved_llm_mode == "sandbox" else None
+        self._recorder = Keeper("recorder", self._launch_recorder) if has_recorder else None
+        self._pool = WorkerPool(settings.workers, self._launch_worker)
+        self._url = f"http://{settings.host}:{settings.port}"
+        self._main: asyncio.Task[object] | None = None
+        """The task of `run` while it starts: an early stop cancels it."""
+        self._stopping = asyncio.Event()
+        self._roll: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, stop. Raises OperatorError when the node cannot start."""
+        with self._signals():
+            async with AsyncExitStack() as stack:
+                await self._start_or_stop(stack)
+                await self._stopping.wait()
+                log.info("stopping")
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """Stop; asked again, do not wait for what is under way."""
+        if self._stopping.is_set():
+            log.warning("hurrying")
+            for keeper in self._keepers():
+                keeper.hurry()
+        elif self._main is not None:
+            self._main.cancel()
+        self._stopping.set()
+
+    def roll(self) -> None:
+        """Read the settings anew and replace the workers, one after the other."""
+        if self._roll is None or self._roll.done():
+            self._roll = spawn(self._replace_workers(), name="rolling restart")
+
+    def status(self) -> NodeStatus:
+        """How the node is."""
+        settings = self._settings
+        return NodeStatus(
+            version=__version__,
+            env=settings.env,
+            url=self._url,
+            metrics_url=self._endpoint.url or f"{self._url}/metrics",
+            data_dir=str(self._directory.path),
+            llm_mode=settings.resolved_llm_mode,
+            upstream=self._upstream,
+            started_at=self._started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            uptime_seconds=time.monotonic() - self._started,
+            start_seconds=self._start_seconds,
+            is_first_start=self._is_first_start,
+            engines=[f"{engine.label} {engine.version}" for engine in self._engines.engines],
+            processes=list(self._processes()),
+        )
+
+    async def _start_or_stop(self, stack: AsyncExitStack) -> None:
+        self._main = main = asyncio.current_task()
+        try:
+            await self._start(stack)
+        except asyncio.CancelledError:
+            if main is None or not self._stopping.is_set():
+                raise
+            main.uncancel()
+        else:
+            self._start_seconds = time.monotonic() - self._started
+            self._on_ready(self.status())
+        finally:
+            self._main = None
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Everything in its order; what is pushed on the stack stops in reverse."""
+        self._directory.prepare()
+        stack.enter_context(self._directory.lock())
+        left = await asyncio.to_thread(self._directory.stop_leftovers)
+        if left:
+            log.warning("stopped what a server left behind that had died", extra={"processes": ", ".join(left)})
+        open_listening_sockets(self._settings.host, self._settings.port, 0)
+        stack.push_async_callback(self._engines.stop)
+        await self._engines.start(self._on_progress)
+        self._watches = [EngineWatch(engine) for engine in self._engines.engines]
+        for watch in self._watches:
+            stack.push_async_callback(watch.stop)
+        starts: list[Awaitable[None]] = [prepare_databases(self._settings, self._engines.addresses)]
+        if self._sandbox is not None:
+            stack.push_async_callback(self._sandbox.stop, SANDBOX_DRAIN_SECONDS)
+            starts.append(self._sandbox.start())
+        await side_by_side(*starts)
+        await self._start_serving(stack)
+
+    async def _start_serving(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        sockets = open_listening_sockets(settings.host, settings.port, settings.workers)
+        self._url = url_of(sockets[0])
+        starts = [self._pool.start(sockets)]
+        if self._recorder is not None:
+            stack.push_async_callback(self._recorder.stop, DRAIN_SECONDS)
+            starts.append(self._recorder.start())
+        stack.push_async_callback(self._drain_workers)
+        stack.push_async_callback(self._end_roll)
+        await side_by_side(*starts)
+        control = ControlSocket(settings.run_dir, self.status)
+        stack.push_async_callback(control.close)
+        await control.start()
+        if not settings.is_development:
+            stack.push_async_callback(self._endpoint.close)
+            await self._endpoint.start(settings.metrics_host, settings.metrics_port)
+
+    async def _drain_workers(self) -> None:
+        await self._pool.stop(self._settings.drain_seconds)
+
+    async def _end_roll(self) -> None:
+        if self._roll is not None:
+            self._roll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._roll
+
+    async def _replace_workers(self) -> None:
+        try:
+            settings = self._reload()
+        except OperatorError as error:
+            log.error("settings are wrong; nothing was changed", extra={"reason": error.message})
+            return
+        fixed = ("data_dir", "host", "port", "workers", "metrics_host", "metrics_port", "llm_mode")
+        changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
+        if changed:
+            log.warning("some settings need a full restart", extra={"settings": ", ".join(changed)})
+        kept = {name: getattr(self._settings, name) for name in fixed}
+        self._settings = settings.model_copy(update=kept)
+        await self._pool.replace_all(self._settings.drain_seconds)
+
+    # Launching
+
+    async def _launch(self, program: Program) -> Child:
+        child = await Child.start(program, self._hear, self._forget)
+        self._directory.record_child(program.name, child.pid)
+        return child
+
+    async def _launch_worker(self, slot: int, sockets: Sequence[socket.socket]) -> Child:
+        settings = self._settings.model_copy(update={"openai_base_url": self._upstream})
+        listen = ",".join(str(sock.fileno()) for sock in sockets)
+        command = (*self._worker_command, "--slot", str(slot), "--listen", listen)
+        environment = child_environment(settings, with_provider_keys=True)
+        return await self._launch(Program(f"worker {slot}", command, environment, sockets))
+
+    async def _launch_recorder(self) -> Child:
+        return await self._launch_module("recorder")
+
+    async def _launch_sandbox(self) -> Child:
+        port = urlsplit(self._upstream).port or 0  # the same again: workers know it
+        return await self._launch_module("sandbox", "--port", str(port))
+
+    async def _launch_module(self, name: str, *arguments: str) -> Child:
+        environment = child_environment(self._settings, with_provider_keys=False)
+        return await self._launch(Program(name, (*_PYTHON, f"ibex.server.{name}", *arguments), environment))
+
+    def _hear(self, child: Child, message: AnyMessage) -> None:
+        self._pool.hear(child, message)
+        match message:
+            case Report(snapshot, _):
+                self._metrics.record(child, snapshot)
+            case MetricsQuestion(number):
+                child.send(MetricsAnswer(number, self._metrics.render()))
+            case StatusQuestion(number):
+                child.send(StatusAnswer(number, self.status().as_dict()))
+            case _:
+                pass
+
+    def _forget(self, child: Child) -> None:
+        self._pool.forget(child)
+        self._metrics.retire(child)
+        self._directory.forget_child(child.pid)
+
+    # What there is
+
+    @property
+    def _upstream(self) -> str:
+        """Where chats go: the sandbox, when it stands in for a provider."""
+        child = self._sandbox.child if self._sandbox is not None else None
+        return str(child.facts.get("base_url", "")) if child is not None else self._settings.openai_base_url
+
+    def _keepers(self) -> list[Keeper]:
+        return [*self._pool.keepers, *(keeper for keeper in (self._recorder, self._sandbox) if keeper is not None)]
+
+    def _liveness(self) -> Iterator[tuple[str, bool]]:
+        yield "supervisor", True
+        for keeper in self._keepers():
+            yield keeper.name, keeper.is_up
+        for watch in self._watches:
+            yield f"engine {watch.engine.name}", watch.is_up
+
+    def _processes(self) -> Iterator[ProcessStatus]:
+        yield _process("supervisor", os.getpid(), True, time.monotonic() - self._started)
+        for keeper in self._keepers():
+            child = keeper.child
+            if child is not None:
+                yield _process(keeper.name, child.pid, keeper.is_up, child.lifetime, keeper.restarts, child.facts)
+        for watch in self._watches:
+            age = time.monotonic() - watch.started
+            yield _process(f"engine {watch.engine.name}", watch.engine.pid, watch.is_up, age, watch.restarts)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.roll}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+
+def _process(
+    name: str, pid: int | None, is_up: bool, age: float, restarts: int = 0, facts: dict[str, object] | None = None
+) -> ProcessStatus:
+    return ProcessStatus(
+        name=name,
+        title=(process_title(pid) if is_up and pid is not None else None) or f"ibex: {name}",
+        pid=pid if is_up else None,
+        is_up=is_up,
+        uptime_seconds=age if is_up else None,
+        restarts=restarts,
+        memory_bytes=resident_bytes(pid) if is_up and pid is not None else None,
+        facts=facts or {},
+    )
+
+
+async def side_by_side(*starts: Awaitable[None]) -> None:
+    """Await all of them, and then raise the first error there was: nothing is left half started."""
+    for outcome in await asyncio.gather(*starts, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
+
+
+def serve(
+    settings: Settings,
+    *,
+    on_progress: Progress = lambda _name, _happened: None,
+    on_ready: Callable[[NodeStatus], None] = lambda _status: None,
+    reload: Callable[[], Settings] | None = None,
+    has_recorder: bool = True,
+) -> None:
+    """Run a supervisor to its end in this process's main thread. Raises OperatorError when it cannot start."""
+    begin_process("supervisor")
+    configure_logging(settings, "supervisor")
+    supervisor = Supervisor(
+        settings, on_progress=on_progress, on_ready=on_ready, reload=reload, has_recorder=has_recorder
+    )
+    asyncio.run(supervisor.run())

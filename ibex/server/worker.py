@@ -1,0 +1,137 @@
+"""A worker process: one event loop that serves requests on the sockets its supervisor owns."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from ibex.config import Settings, load_settings
+from ibex.errors import IbexError, OperatorError
+from ibex.runtime import open_worker
+from ibex.server.control import Control
+from ibex.server.lifeline import Lifeline
+from ibex.server.process import begin_process, run_process
+from ibex.telemetry import Metrics, configure_logging, spawn
+
+log = logging.getLogger("ibex.worker")
+
+
+class Acceptor(Protocol):
+    """The part of `ibex.server.app.HttpServer` that takes sockets."""
+
+    async def accept_on(self, sock: socket.socket) -> None:
+        """Accept connections on this socket too."""
+        ...
+
+    async def release(self, sock: socket.socket) -> None:
+        """Accept no more on this socket; close it."""
+        ...
+
+
+class Sockets:
+    """The listening sockets of all slots, as this worker inherited them.
+
+    The server is given duplicates: it closes what it is given, and a socket may have to be adopted again.
+    """
+
+    def __init__(self, inherited: Sequence[socket.socket]) -> None:
+        self._inherited = list(inherited)
+        self._adopted: dict[int, socket.socket] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    def own(self, slot: int) -> socket.socket:
+        """This worker's own."""
+        return self._inherited[slot].dup()
+
+    def obey(self, control: Control, server: Acceptor) -> None:
+        """Adopt and release as the supervisor says."""
+
+        def adopt(slot: int) -> None:
+            _ = spawn(self.adopt(slot, server), name=f"adopt slot {slot}")
+
+        def release(slot: int) -> None:
+            _ = spawn(self.release(slot, server), name=f"release slot {slot}")
+
+        control.on_adopt, control.on_release = adopt, release
+
+    async def adopt(self, slot: int, server: Acceptor) -> None:
+        """Accept in the place of a worker that is away."""
+        async with self._one_at_a_time:
+            if slot not in self._adopted and self._inherited:
+                self._adopted[slot] = self._inherited[slot].dup()
+                await server.accept_on(self._adopted[slot])
+
+    async def release(self, slot: int, server: Acceptor) -> None:
+        """Its own worker is back."""
+        async with self._one_at_a_time:
+            adopted = self._adopted.pop(slot, None)
+            if adopted is not None:
+                await server.release(adopted)
+
+    def close(self) -> None:
+        """Close the inherited ones: with the last process that holds them, the port closes."""
+        for sock in self._inherited:
+            sock.close()
+        self._inherited.clear()
+
+
+async def serve(settings: Settings, slot: int, control_fd: int, sockets: Sockets) -> int:
+    """Serve until told to end; answers the exit code."""
+    from ibex.server.app import HttpServer
+
+    metrics = Metrics()
+    control = Control(metrics)
+    lifeline = Lifeline(control, settings.drain_seconds)
+    await control.connect(control_fd)
+    try:
+        async with AsyncExitStack() as stack:
+            worker = await stack.enter_async_context(
+                open_worker(settings, slot=slot, metrics=metrics, neighbours=control)
+            )
+            server = HttpServer(worker, control)
+            sockets.obey(control, server)
+            await server.start([sockets.own(slot)])
+            stack.push_async_callback(server.close)
+            reports = spawn(control.report_forever(), name="metrics reports")
+            stack.callback(reports.cancel)
+            gc.collect()
+            gc.freeze()
+            control.ready()
+            seconds = await lifeline.ended()
+            sockets.close()
+            if not await lifeline.within(server.drain(seconds)):
+                log.warning("requests were cut at the end of the time to drain")
+    except OperatorError as error:
+        control.fail(error.message, error.hint)
+        return 1
+    except IbexError as error:
+        control.fail(error.message)
+        return 1
+    finally:
+        await control.close()
+    return 0
+
+
+def main() -> int:
+    """The process's entry: `python -m ibex.server.worker --slot N --listen FD,… --control FD --parent PID`."""
+    parser = argparse.ArgumentParser(prog="ibex.server.worker")
+    parser.add_argument("--slot", type=int, required=True)
+    parser.add_argument("--listen", required=True, help="the listening sockets of all slots")
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    name = f"worker {arguments.slot}"
+    begin_process(name, parent=arguments.parent)
+    settings = load_settings()
+    configure_logging(settings, name)
+    sockets = Sockets([socket.socket(fileno=int(fd)) for fd in arguments.listen.split(",")])
+    return run_process(serve(settings, arguments.slot, arguments.control, sockets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
