@@ -62,6 +62,8 @@ class RequestError(IbexError):
     code: ClassVar[str] = "INTERNAL_ERROR"
     is_retryable: ClassVar[bool] = False
     """Whether the same request may succeed later; where not, the response carries `x-should-retry: false`."""
+    attempts: int = 0
+    """How often a provider was asked before this came of it."""
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""Vendors of models, and the transport that reaches them."""

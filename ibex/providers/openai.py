@@ -1,0 +1,155 @@
+"""OpenAI, and all that speak its dialect."""
+
+import asyncio
+import ssl
+from fnmatch import fnmatchcase
+from typing import Final
+
+from ibex import __version__
+from ibex.config import Secret, Settings
+from ibex.errors import ProviderTimeout, ProviderUnavailable, RequestError
+from ibex.providers.answer import Answer
+from ibex.providers.base import ProviderCall, ProviderReply
+from ibex.providers.connection import Deadlines
+from ibex.providers.refusals import MAX_ERROR_BYTES, Refusal, read_refusal
+from ibex.providers.retries import RetryBudget
+from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Transport
+from ibex.telemetry import Metrics
+
+CHAT_PATH: Final = "/chat/completions"
+
+_ERROR_BODY_SECONDS: Final = 5.0
+
+
+class OpenAI:
+    """One upstream under one key. What it is asked goes to the configured base URL, whatever a body says."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        base_url: str,
+        api_key: Secret | None,
+        name: str = "openai",
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Raises ValueError when the base URL is none, or the key cannot stand in a header."""
+        self.name = name
+        self.accepts_stream_usage = settings.openai_stream_usage == "ask"
+        self._models = settings.openai_models
+        self._retries = settings.provider_retries
+        self._wait_seconds = settings.provider_retry_wait_seconds
+        deadlines = Deadlines(
+            connect=settings.provider_connect_seconds,
+            first_byte=settings.provider_first_byte_seconds,
+            idle=settings.provider_idle_seconds,
+            total=settings.stream_max_seconds,
+        )
+        self._transport = Transport(base_url, deadlines=deadlines, ssl_context=ssl_context)
+        self._requests_total = metrics.provider_requests_total
+        self._retries_total = metrics.provider_retries_total.labels(name)
+        self._ttfb_seconds = metrics.provider_ttfb_seconds.labels(name)
+        self._observe_duration = metrics.provider_duration_seconds.labels(name).observe
+        self.is_away = False
+        """Whether the last call found nobody who answers (no connection, no answer in time, a 5xx)."""
+        self.set_api_key(api_key)
+
+    def set_api_key(self, api_key: Secret | None) -> None:
+        """Present this key from the next request on; raises ValueError when it cannot stand in a header."""
+        key = api_key.get_secret_value() if api_key is not None else ""
+        fields = [
+            (b"Content-Type", b"application/json"),
+            (b"Accept-Encoding", b"identity"),
+            (b"User-Agent", b"ibex/" + __version__.encode()),
+        ]
+        if key:
+            fields.append((b"Authorization", b"Bearer " + key.encode()))
+        self._forbidden = (key,) if key else ()
+        self._json_head = self._transport.prepare("POST", CHAT_PATH, [*fields, (b"Accept", b"application/json")])
+        self._stream_head = self._transport.prepare("POST", CHAT_PATH, [*fields, (b"Accept", b"text/event-stream")])
+
+    def serves(self, model: str) -> bool:
+        """Whether one of the configured globs matches the model."""
+        return any(pattern == "*" or fnmatchcase(model, pattern) for pattern in self._models)
+
+    async def complete(self, call: ProviderCall) -> ProviderReply:
+        """Ask for a completion, again if need be; raises the errors of contract section 4, `attempts` set.
+
+        Cancellation ends the call at once.
+        """
+        budget = RetryBudget(self._retries, self._wait_seconds)
+        without_usage = None if self.accepts_stream_usage else call.body_without_usage
+        body = call.body if without_usage is None else without_usage
+        attempts = 0
+        while True:
+            attempts += 1
+            retry_after: float | None = None
+            try:
+                answer = await self._send(call, body)
+                if answer.status == 200:
+                    self._check_kind(call, answer)
+                    if body is call.body_without_usage:
+                        self.accepts_stream_usage = False
+                    return self._reply(call, answer, attempts, body)
+                refusal = await self._read_refusal(answer)
+                if refusal.refuses_stream_usage and call.body_without_usage is not None and body is call.body:
+                    body = call.body_without_usage
+                    continue
+                failure, is_retryable, retry_after = (
+                    refusal.to_error(self._forbidden + call.redact),
+                    refusal.is_retryable,
+                    refusal.retry_after,
+                )
+            except (ProviderUnavailable, ProviderTimeout) as error:
+                failure, is_retryable = error, isinstance(error, ConnectFailed | ConnectTimedOut)
+            wait = budget.take(retry_after) if is_retryable else None
+            if wait is None:
+                failure.attempts = attempts
+                raise failure
+            self._retries_total.inc()
+            await asyncio.sleep(wait)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._transport.close()
+
+    async def _send(self, call: ProviderCall, body: bytes) -> Answer:
+        head = self._stream_head if call.is_streaming else self._json_head
+        try:
+            answer = await self._transport.send(head, body, call.trace_headers)
+        except RequestError as error:
+            self.is_away = True
+            outcome = "timeout" if isinstance(error, ProviderTimeout) else "error"
+            self._requests_total.labels(self.name, outcome).inc()
+            raise
+        self.is_away = answer.status >= 500
+        self._requests_total.labels(self.name, f"{answer.status // 100}xx").inc()
+        self._ttfb_seconds.observe(answer.ttfb)
+        return answer
+
+    def _check_kind(self, call: ProviderCall, answer: Answer) -> None:
+        media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if answer.is_coded or (media_type == "text/event-stream") is not call.is_streaming:
+            answer.abort()
+            raise ProviderUnavailable("The model provider's answer is not of the kind that was asked for.")
+
+    def _reply(self, call: ProviderCall, answer: Answer, attempts: int, body: bytes) -> ProviderReply:
+        return ProviderReply(
+            answer,
+            attempts=attempts,
+            has_usage_asked=body is call.body,
+            forbidden=self._forbidden + call.redact,
+            on_end=self._observe_duration,
+        )
+
+    async def _read_refusal(self, answer: Answer) -> Refusal:
+        """Read an error answer within bounds; its status counts even if its text cannot be read."""
+        body = b""
+        try:
+            async with asyncio.timeout(_ERROR_BODY_SECONDS):
+                body = await answer.read(MAX_ERROR_BYTES)
+        except (TimeoutError, ProviderUnavailable, ProviderTimeout):
+            answer.abort()
+        self._observe_duration(answer.ttfb)
+        return read_refusal(answer.status, answer.headers, b"" if answer.is_coded else body)
