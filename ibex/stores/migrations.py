@@ -53,7 +53,7 @@ class MigrationStatus:
     number: int
     name: str
     state: Literal["applied", "pending", "changed", "unknown"]
-    """`changed`: applied with other SQL than the file holds; `unknown`: applied by a version of ibex that has the file."""
+    """`changed`: applied with other SQL than the file holds; `unknown`: applied by another ibex, no file here."""
     applied_at: datetime | None
 
 

@@ -176,32 +176,16 @@ async def seed_development(admin_dsn: str) -> None:
                     await connection.execute(f"{statement} on conflict do nothing", *values)
 
 
+_INSERT_CREDENTIAL = """
+insert into ibex_core.tokens (token_id, org_id, user_id, name, prefix, digest, permissions)
+values ($1, $2, $3, 'Development', 'ibex_dev_sk', $4, $5)
+"""
+
 _SEED: tuple[tuple[str, tuple[object, ...]], ...] = (
-    (
-        "insert into ibex_core.organizations (org_id, name) values ($1, $2)",
-        (DEV_ORG_ID, "Development"),
-    ),
-    (
-        "insert into ibex_core.users (user_id, org_id, name) values ($1, $2, $3)",
-        (DEV_USER_ID, DEV_ORG_ID, "Developer"),
-    ),
-    (
-        "insert into ibex_core.agents (agent_id, org_id, name) values ($1, $2, $3)",
-        (DEV_AGENT_ID, DEV_ORG_ID, "Development"),
-    ),
-    (
-        "insert into ibex_core.tokens (token_id, org_id, user_id, name, prefix, digest, permissions)"
-        " values ($1, $2, $3, $4, $5, $6, $7)",
-        (
-            DEV_TOKEN_ID,
-            DEV_ORG_ID,
-            DEV_USER_ID,
-            "Development",
-            "ibex_dev_sk",
-            digest_bearer(DEV_TOKEN),
-            int(PROXY_CHAT),
-        ),
-    ),
+    ("insert into ibex_core.organizations (org_id, name) values ($1, 'Development')", (DEV_ORG_ID,)),
+    ("insert into ibex_core.users (user_id, org_id, name) values ($1, $2, 'Developer')", (DEV_USER_ID, DEV_ORG_ID)),
+    ("insert into ibex_core.agents (agent_id, org_id, name) values ($1, $2, 'dev')", (DEV_AGENT_ID, DEV_ORG_ID)),
+    (_INSERT_CREDENTIAL, (DEV_TOKEN_ID, DEV_ORG_ID, DEV_USER_ID, digest_bearer(DEV_TOKEN), int(PROXY_CHAT))),
 )
 
 
