@@ -1,0 +1,168 @@
+"""Real stores for tests: the embedded engines once a session, and a database of its own in each for every test."""
+
+import asyncio
+import base64
+import itertools
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import pytest
+import redis
+
+from ibex.config import Settings, load_settings
+from ibex.engines.addresses import StoreAddresses
+from ibex.engines.datadir import DataDirectory
+from ibex.engines.embedded import EmbeddedEngines
+from ibex.engines.postgres import OWNER, SUPERUSER
+from ibex.stores.schema import postgres_migrator
+
+TEMPLATE = "ibex_template"
+
+_UNSAFE_AND_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "100"}
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresDatabase:
+    """A migrated, empty database of one test."""
+
+    name: str
+    dsn: str
+    """As ibex_app, the application's role."""
+    admin_dsn: str
+    """As ibex_owner."""
+    superuser_dsn: str
+
+
+def run_apart(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end on a loop of its own, leaving pytest-asyncio's alone."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(coroutine)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory of one test, with a path short enough for sockets; its engines must have been stopped."""
+    path = Path(tempfile.mkdtemp(prefix="ibex-"))
+    yield path
+    _remove(path)
+
+
+@pytest.fixture
+def embedded_settings(data_dir: Path) -> Settings:
+    """Settings of a server that has its own data directory and nothing else set."""
+    return settings_of(data_dir)
+
+
+def settings_of(data_dir: Path) -> Settings:
+    """The defaults with this data directory, whatever the environment says."""
+    return load_settings({"IBEX_ENV_FILE": os.devnull, "IBEX_DATA_DIR": str(data_dir)})
+
+
+def _remove(data_dir: Path) -> None:
+    """Remove a data directory, and what PostgreSQL as root keeps outside it."""
+    pointer = data_dir / "postgres-home"
+    if pointer.exists():
+        shutil.rmtree(pointer.read_text().strip(), ignore_errors=True)
+    shutil.rmtree(data_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def running_engines_session() -> Iterator[EmbeddedEngines]:
+    """All embedded engines, running until the session's end."""
+    data_dir = Path(tempfile.mkdtemp(prefix="ibex-"))
+    try:
+        engines = EmbeddedEngines(settings_of(data_dir), postgres_options=_UNSAFE_AND_QUICK)
+        with DataDirectory(data_dir).lock():
+            run_apart(engines.start())
+            try:
+                yield engines
+            finally:
+                run_apart(engines.stop())
+    finally:
+        _remove(data_dir)
+
+
+@pytest.fixture(scope="session")
+def engines_session(running_engines_session: EmbeddedEngines) -> StoreAddresses:
+    """Where the engines are. Their databases are shared by the session: use the fixtures below, which are not."""
+    return running_engines_session.addresses
+
+
+@pytest.fixture
+def redis_url(engines_session: StoreAddresses) -> str:
+    """An empty Valkey."""
+    with closing(redis.from_url(engines_session.redis)) as client:
+        client.flushall()
+        client.script_flush()
+    return engines_session.redis
+
+
+@pytest.fixture
+def clickhouse_dsn(engines_session: StoreAddresses) -> Iterator[str]:
+    """An empty ClickHouse database."""
+    database = f"test_{next(_numbers)}"
+    run_clickhouse(engines_session.clickhouse, f"CREATE DATABASE {database}")
+    yield urlsplit(engines_session.clickhouse)._replace(path=f"/{database}").geturl()
+    run_clickhouse(engines_session.clickhouse, f"DROP DATABASE {database} SYNC")
+
+
+def run_clickhouse(dsn: str, statement: str, data: bytes = b"") -> str:
+    """Run one statement in the DSN's database and return the answer's text, without a client library."""
+    where = urlsplit(dsn)
+    credentials = base64.b64encode(f"{where.username}:{where.password}".encode()).decode()
+    request = urllib.request.Request(
+        f"http://{where.hostname}:{where.port}/?database={quote(where.path[1:])}",
+        data=statement.encode() + data,
+        headers={"Authorization": f"Basic {credentials}"},
+    )
+    with urllib.request.urlopen(request) as response:
+        answer: bytes = response.read()
+    return answer.decode()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(running_engines_session: EmbeddedEngines) -> str:
+    """The name of a migrated database that nobody is connected to."""
+    postgres = running_engines_session.postgres
+    assert postgres is not None
+
+    async def make() -> None:
+        await _as_superuser(postgres.dsn_of(SUPERUSER, "postgres"), f"CREATE DATABASE {TEMPLATE} OWNER {OWNER}")
+        async with postgres_migrator(postgres.dsn_of(OWNER, TEMPLATE), holder="tests") as migrator:
+            await migrator.up()
+
+    run_apart(make())
+    return TEMPLATE
+
+
+@pytest.fixture
+async def postgres_database(
+    running_engines_session: EmbeddedEngines, postgres_template: str
+) -> AsyncIterator[PostgresDatabase]:
+    """A migrated, empty Postgres database; connections that a test leaves open are cut."""
+    postgres = running_engines_session.postgres
+    assert postgres is not None
+    name, superuser = f"test_{next(_numbers)}", postgres.dsn_of(SUPERUSER, "postgres")
+    await _as_superuser(superuser, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {postgres_template}")
+    yield PostgresDatabase(
+        name, postgres.dsn_of("ibex_app", name), postgres.dsn_of(OWNER, name), postgres.dsn_of(SUPERUSER, name)
+    )
+    await _as_superuser(superuser, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _as_superuser(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
