@@ -1,0 +1,132 @@
+"""The recorder: one process a node that takes finished turns from the journal to Postgres and ClickHouse."""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from ibex.config import Settings
+from ibex.errors import StoreUnavailable
+from ibex.recorder.backlog import Backlog
+from ibex.recorder.delivery import Delivery, slowest_position
+from ibex.recorder.ledger import Ledger
+from ibex.recorder.sinks import CheckpointSink, TraceSink
+from ibex.recorder.spool import Spool
+from ibex.recorder.sweeper import sweep_sessions
+from ibex.stores.clickhouse import TraceStore
+from ibex.stores.journal import directory_size
+from ibex.stores.nudges import NudgeListener, nudge_path
+from ibex.stores.sessions import SessionStore
+from ibex.telemetry import Metrics
+
+log = logging.getLogger("ibex.recorder")
+
+_HOUSEKEEPING_SECONDS = 1.0
+_LAST_DELIVERY_SECONDS = 5.0
+_LOCK_POLL_SECONDS = 0.05
+
+
+class Recorder:
+    """Delivers a journal's turns, each once to each store; the two deliveries never wait for each other."""
+
+    def __init__(
+        self, settings: Settings, *, journal_dir: Path, sessions: SessionStore, traces: TraceStore, metrics: Metrics
+    ) -> None:
+        self._directory = journal_dir
+        self._idle = timedelta(minutes=settings.session_idle_minutes)
+        self._sessions = sessions
+        self._traces = traces
+        self._metrics = metrics
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`; then deliver what is there, for a few seconds at most.
+
+        Waits for a predecessor that still holds the journal. Raises OSError when the journal's directory fails.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        async with _sole_recorder(self._directory, stop) as is_sole:
+            if is_sole:
+                ledger = Ledger(self._directory)
+                try:
+                    await self._run(ledger, stop)
+                finally:
+                    ledger.close()
+
+    async def _run(self, ledger: Ledger, stop: asyncio.Event) -> None:
+        spool = Spool(self._directory)
+        sinks = (CheckpointSink(self._sessions, self._metrics), TraceSink(self._traces, self._metrics))
+        deliveries = [Delivery(sink, spool, ledger) for sink in sinks]
+        backlog = Backlog(spool, deliveries)
+
+        def nudge_all() -> None:
+            for delivery in deliveries:
+                delivery.nudge()
+
+        with NudgeListener(nudge_path(self._directory), nudge_all):
+            async with asyncio.TaskGroup() as tasks:
+                for delivery in deliveries:
+                    tasks.create_task(_deliver(delivery, stop), name=f"delivery to {delivery.sink.name}")
+                tasks.create_task(sweep_sessions(self._sessions, self._idle, self._metrics, stop), name="sweeper")
+                while not stop.is_set():
+                    self._keep_house(spool, ledger, deliveries, backlog)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), _HOUSEKEEPING_SECONDS)
+        self._keep_house(spool, ledger, deliveries, backlog)
+
+    def _keep_house(self, spool: Spool, ledger: Ledger, deliveries: list[Delivery], backlog: Backlog) -> None:
+        """Remove segments that both sinks have all of, and measure what is left."""
+        spool.refresh()
+        for segment in spool.segments:
+            size = spool.size(segment)
+            if spool.is_final(segment) and slowest_position(deliveries, segment) >= size:
+                spool.remove(segment)
+                backlog.forget(segment)
+                for delivery in deliveries:
+                    delivery.forget(segment)
+        # After the files are gone: a mark too many does no harm, a mark too few delivers a whole segment again.
+        gone = ledger.known_segments().difference(spool.segments)
+        if gone:
+            with suppress(StoreUnavailable):
+                ledger.forget_segments(sorted(gone))
+        backlog.measure()
+        self._metrics.journal_pending_turns.set(backlog.turns)
+        self._metrics.journal_oldest_seconds.set(backlog.oldest_seconds)
+        self._metrics.journal_bytes.set(directory_size(self._directory))
+        self._metrics.journal_dead_letters.set(ledger.count_dead_letters() + spool.count_quarantined())
+
+
+async def _deliver(delivery: Delivery, stop: asyncio.Event) -> None:
+    """Run a delivery; once stopping, only for a while longer."""
+    async with asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(delivery.run(stop))
+        await stop.wait()
+        delivery.nudge()
+        _, late = await asyncio.wait([work], timeout=_LAST_DELIVERY_SECONDS)
+        if late:
+            work.cancel()
+            log.warning("turns left for the next start", extra={"sink": delivery.sink.name})
+
+
+@asynccontextmanager
+async def _sole_recorder(directory: Path, stop: asyncio.Event) -> AsyncIterator[bool]:
+    """Hold the journal's recorder lock, which dies with the process; False when stopped before it was free."""
+    fd = os.open(directory / "recorder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _LOCK_POLL_SECONDS)
+                if stop.is_set():
+                    yield False
+                    return
+            else:
+                yield True
+                return
+    finally:
+        os.close(fd)

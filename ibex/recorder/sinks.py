@@ -1,0 +1,98 @@
+"""Where turns are delivered to: checkpoints to Postgres, traces to ClickHouse, each turn once in each."""
+
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Protocol
+
+from ibex.domain.turns import Turn
+from ibex.errors import StoreError
+from ibex.stores.clickhouse import TraceStore
+from ibex.stores.sessions import SessionStore
+from ibex.telemetry import Metrics
+
+
+class Sink(Protocol):
+    """One place that must have every turn it wants, once."""
+
+    name: str
+    spacing: float
+    """Seconds from the beginning of one batch to the beginning of the next, at least."""
+    max_turns: int
+    """Turns in a batch, about."""
+
+    def wants(self, turn: Turn) -> bool:
+        """Whether this turn belongs here."""
+        ...
+
+    async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:
+        """Store turns; answers those refused for their content, with the reason.
+
+        The token names the batch. `is_doubtful`: some of it may be stored, and the token may be forgotten. Raises
+        StoreUnavailable, or StoreRefused when it cannot say which turn is at fault.
+        """
+        ...
+
+
+class CheckpointSink:
+    """Postgres. A turn's id is the row's primary key, so sending it again does nothing."""
+
+    name = "postgres"
+    spacing = 0.02
+    max_turns = 5_000
+
+    def __init__(self, sessions: SessionStore, metrics: Metrics) -> None:
+        self._sessions = sessions
+        self._metrics = metrics
+
+    def wants(self, turn: Turn) -> bool:
+        """Endings that leave a checkpoint."""
+        return turn.has_checkpoint
+
+    async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:  # noqa: ARG002
+        """Store checkpoints and their sessions."""
+        result = await self._sessions.record(turns)
+        total = self._metrics.session_checkpoint_total
+        total.labels("ok").inc(result.written)
+        total.labels("duplicate").inc(result.duplicates)
+        total.labels("error").inc(len(result.refused))
+        return list(result.refused)
+
+
+class TraceSink:
+    """ClickHouse. It has no unique keys: the batch's token makes a repetition harmless for as long as it is remembered,
+    and where it may not be, the turns are looked up first.
+    """
+
+    name = "clickhouse"
+    spacing = 0.2
+    max_turns = 10_000
+
+    def __init__(self, traces: TraceStore, metrics: Metrics) -> None:
+        self._traces = traces
+        self._metrics = metrics
+
+    def wants(self, turn: Turn) -> bool:  # noqa: ARG002
+        """Every turn."""
+        return True
+
+    async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:
+        """Store traces as one block."""
+        started = time.monotonic()
+        try:
+            if is_doubtful and (found := await self._traces.find(turns)):
+                turns = [turn for turn in turns if turn.turn_id not in found]
+                token = _name_rest(token, turns)
+            await self._traces.insert(turns, token)
+        except StoreError:
+            self._metrics.clickhouse_flush_total.labels("error").inc()
+            raise
+        self._metrics.clickhouse_flush_total.labels("ok").inc()
+        self._metrics.clickhouse_flush_rows.observe(len(turns))
+        self._metrics.clickhouse_flush_duration_seconds.observe(time.monotonic() - started)
+        return []
+
+
+def _name_rest(token: str, turns: Sequence[Turn]) -> str:
+    """The token of what is left of a batch: under the batch's own, ClickHouse would drop it in silence."""
+    return sha256(b"".join((token.encode(), *(turn.turn_id.bytes for turn in turns)))).hexdigest()
