@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from ibex.config import EMBEDDED, Settings
 from ibex.engines.addresses import StoreAddresses
 from ibex.errors import ConfigurationError, OperatorError, StoreError, StoreUnavailable
+from ibex.runtime import clickhouse_migrator, migrate_embedded
 from ibex.stores.identity import IdentityReader
 from ibex.stores.postgres import Postgres
-from ibex.stores.schema import check_schema, postgres_migrator, seed_development
+from ibex.stores.schema import check_schema, seed_development
 
 log = logging.getLogger("ibex.supervisor")
 
@@ -24,17 +25,26 @@ async def prepare_databases(settings: Settings, addresses: StoreAddresses) -> No
     Raises SchemaMismatch when a real database's schema is not this version's, ConfigurationError when the development
     token could be used outside development, OperatorError when a database does not answer.
     """
-    if settings.postgres_dsn.get_secret_value() == EMBEDDED:
-        async with postgres_migrator(addresses.postgres_admin, holder="ibex serve") as migrator:
-            applied = await migrator.up()
-        if applied:
-            log.info("migrated postgres", extra={"to": applied[-1].label})
-        if settings.is_development:
-            await seed_development(addresses.postgres_admin)
-    else:
+    applied = await migrate_embedded(settings, addresses)
+    if applied:
+        log.info("migrated", extra={"applied": ", ".join(applied)})
+    if settings.postgres_dsn.get_secret_value() != EMBEDDED:
         await _wait_for("Postgres", lambda: check_schema(addresses.postgres))
+    elif settings.is_development:
+        await seed_development(addresses.postgres_admin)
+    if settings.clickhouse_dsn.get_secret_value() != EMBEDDED:
+        await _check_clickhouse(addresses.clickhouse)
     if not settings.is_development:
         await _wait_for("Postgres", lambda: refuse_development_token(addresses.postgres))
+
+
+async def _check_clickhouse(dsn: str) -> None:
+    """Traces wait in the journal while ClickHouse is away, so its absence hinders no start."""
+    try:
+        async with clickhouse_migrator(dsn) as migrator:
+            await migrator.check()
+    except StoreError as error:
+        log.warning("clickhouse was not checked", extra={"reason": error.message})
 
 
 async def refuse_development_token(dsn: str) -> None:

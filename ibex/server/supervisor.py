@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ibex import __version__
 from ibex.config import Settings, child_environment
 from ibex.engines.datadir import DataDirectory
-from ibex.engines.embedded import EmbeddedEngines, Progress
+from ibex.engines.embedded import EmbeddedEngines
 from ibex.errors import OperatorError
 from ibex.server.children import Child, Program
 from ibex.server.databases import prepare_databases
@@ -48,7 +48,7 @@ class Supervisor:
         self,
         settings: Settings,
         *,
-        on_progress: Progress = lambda _name, _happened: None,
+        on_progress: Callable[[str], None] = lambda _line: None,
         on_ready: Callable[[NodeStatus], None] = lambda _status: None,
         reload: Callable[[], Settings] | None = None,
         has_recorder: bool = True,
@@ -143,7 +143,7 @@ class Supervisor:
             log.warning("stopped what a server left behind that had died", extra={"processes": ", ".join(left)})
         open_listening_sockets(self._settings.host, self._settings.port, 0)
         stack.push_async_callback(self._engines.stop)
-        await self._engines.start(self._on_progress)
+        await self._engines.start(lambda name, happened: self._on_progress(f"{name}: {happened}"))
         self._watches = [EngineWatch(engine) for engine in self._engines.engines]
         for watch in self._watches:
             stack.push_async_callback(watch.stop)
@@ -303,7 +303,7 @@ async def side_by_side(*starts: Awaitable[None]) -> None:
 def serve(
     settings: Settings,
     *,
-    on_progress: Progress = lambda _name, _happened: None,
+    on_progress: Callable[[str], None] = lambda _line: None,
     on_ready: Callable[[NodeStatus], None] = lambda _status: None,
     reload: Callable[[], Settings] | None = None,
     has_recorder: bool = True,

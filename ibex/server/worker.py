@@ -6,13 +6,14 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 from ibex.config import Settings, load_settings
 from ibex.errors import IbexError, OperatorError
 from ibex.runtime import open_worker
+from ibex.server.app import HttpServer
 from ibex.server.control import Control
 from ibex.server.lifeline import Lifeline
 from ibex.server.process import begin_process, run_process
@@ -21,15 +22,27 @@ from ibex.telemetry import Metrics, configure_logging, spawn
 log = logging.getLogger("ibex.worker")
 
 
-class Acceptor(Protocol):
-    """The part of `ibex.server.app.HttpServer` that takes sockets."""
+class Server(Protocol):
+    """What serves HTTP (`ibex.server.app.HttpServer`). It closes the sockets it is given."""
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        """Accept connections on these listening sockets."""
+        ...
 
     async def accept_on(self, sock: socket.socket) -> None:
         """Accept connections on this socket too."""
         ...
 
     async def release(self, sock: socket.socket) -> None:
-        """Accept no more on this socket; close it."""
+        """Accept no more on this socket, which `accept_on` was given."""
+        ...
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing more, and return when every request has been answered."""
+        ...
+
+    async def close(self) -> None:
+        """Cut what is left."""
         ...
 
 
@@ -48,7 +61,7 @@ class Sockets:
         """This worker's own."""
         return self._inherited[slot].dup()
 
-    def obey(self, control: Control, server: Acceptor) -> None:
+    def obey(self, control: Control, server: Server) -> None:
         """Adopt and release as the supervisor says."""
 
         def adopt(slot: int) -> None:
@@ -59,14 +72,14 @@ class Sockets:
 
         control.on_adopt, control.on_release = adopt, release
 
-    async def adopt(self, slot: int, server: Acceptor) -> None:
+    async def adopt(self, slot: int, server: Server) -> None:
         """Accept in the place of a worker that is away."""
         async with self._one_at_a_time:
             if slot not in self._adopted and self._inherited:
                 self._adopted[slot] = self._inherited[slot].dup()
                 await server.accept_on(self._adopted[slot])
 
-    async def release(self, slot: int, server: Acceptor) -> None:
+    async def release(self, slot: int, server: Server) -> None:
         """Its own worker is back."""
         async with self._one_at_a_time:
             adopted = self._adopted.pop(slot, None)
@@ -80,23 +93,29 @@ class Sockets:
         self._inherited.clear()
 
 
-async def serve(settings: Settings, slot: int, control_fd: int, sockets: Sockets) -> int:
-    """Serve until told to end; answers the exit code."""
-    from ibex.server.app import HttpServer
+OpenServer = Callable[[Settings, int, Metrics, Control], AbstractAsyncContextManager[Server]]
 
+
+@asynccontextmanager
+async def open_http_server(settings: Settings, slot: int, metrics: Metrics, control: Control) -> AsyncIterator[Server]:
+    """The proxy, not yet listening."""
+    async with open_worker(settings, slot=slot, metrics=metrics, neighbours=control) as worker:
+        yield HttpServer(worker, control)
+
+
+async def serve(
+    settings: Settings, slot: int, control_fd: int, sockets: Sockets, open_server: OpenServer = open_http_server
+) -> int:
+    """Serve until told to end; answers the exit code."""
     metrics = Metrics()
     control = Control(metrics)
     lifeline = Lifeline(control, settings.drain_seconds)
     await control.connect(control_fd)
     try:
-        async with AsyncExitStack() as stack:
-            worker = await stack.enter_async_context(
-                open_worker(settings, slot=slot, metrics=metrics, neighbours=control)
-            )
-            server = HttpServer(worker, control)
+        async with open_server(settings, slot, metrics, control) as server, AsyncExitStack() as stack:
             sockets.obey(control, server)
-            await server.start([sockets.own(slot)])
             stack.push_async_callback(server.close)
+            await server.start([sockets.own(slot)])
             reports = spawn(control.report_forever(), name="metrics reports")
             stack.callback(reports.cancel)
             gc.collect()
@@ -117,7 +136,7 @@ async def serve(settings: Settings, slot: int, control_fd: int, sockets: Sockets
     return 0
 
 
-def main() -> int:
+def main(open_server: OpenServer = open_http_server) -> int:
     """The process's entry: `python -m ibex.server.worker --slot N --listen FD,… --control FD --parent PID`."""
     parser = argparse.ArgumentParser(prog="ibex.server.worker")
     parser.add_argument("--slot", type=int, required=True)
@@ -130,7 +149,7 @@ def main() -> int:
     settings = load_settings()
     configure_logging(settings, name)
     sockets = Sockets([socket.socket(fileno=int(fd)) for fd in arguments.listen.split(",")])
-    return run_process(serve(settings, arguments.slot, arguments.control, sockets))
+    return run_process(serve(settings, arguments.slot, arguments.control, sockets, open_server))
 
 
 if __name__ == "__main__":
