@@ -56,7 +56,8 @@ def is_content_error(error: BaseException) -> bool:
 
 def _translate(error: asyncpg.PostgresError) -> StoreError:
     state = error.sqlstate or ""
-    if state[:2] in _UNAVAILABLE_CLASSES or state in _UNAVAILABLE_STATES:
+    is_stale = isinstance(error, asyncpg.InvalidCachedStatementError)  # a migration ran meanwhile; it is prepared anew
+    if is_stale or state[:2] in _UNAVAILABLE_CLASSES or state in _UNAVAILABLE_STATES:
         return StoreUnavailable(f"Postgres is not available ({type(error).__name__}, {state}).")
     return StoreRefused(f"Postgres refused the statement ({type(error).__name__}, {state}).")
 
