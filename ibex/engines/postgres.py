@@ -1,11 +1,13 @@
 """The embedded PostgreSQL: scram passwords, a private socket and no TCP, a role for each of ibex's two DSNs."""
 
+import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +19,7 @@ from ibex.engines import postgres_home
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.engine import Child, Engine
 from ibex.engines.postgres_home import PostgresHome
-from ibex.engines.processes import ProcessIdentity, working_directory
+from ibex.engines.processes import ProcessIdentity, find_processes
 from ibex.errors import EngineFailed
 
 OWNER, APPLICATION, SUPERUSER = "ibex_owner", "ibex_app", "postgres"
@@ -95,7 +97,7 @@ class PostgresEngine(Engine):
             await self._initialize()
         self._check_version()
         self._write_configuration()
-        self._clear_after_crash()
+        await self._clear_after_crash()
 
     @override
     def _spawn(self) -> Child:
@@ -105,7 +107,7 @@ class PostgresEngine(Engine):
 
     @override
     async def _is_ready(self) -> bool:
-        lines = self._pid_file.read_text().splitlines()
+        lines = (self.home.data / "postmaster.pid").read_text().splitlines()
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     # The cluster
@@ -168,20 +170,22 @@ class PostgresEngine(Engine):
 
     # After a crash
 
-    @property
-    def _pid_file(self) -> Path:
-        return self.home.data / "postmaster.pid"
+    async def _clear_after_crash(self) -> None:
+        """End the backends of a killed PostgreSQL, and remove its pid files when its pid is another process's now.
 
-    def _clear_after_crash(self) -> None:
-        """Remove what a killed PostgreSQL left: when its pid belongs to another process now, it refuses to start."""
-        with contextlib.suppress(FileNotFoundError):
-            first = self._pid_file.read_text().partition("\n")[0]
-            pid = int(first) if re.fullmatch(r"\d{1,9}", first) else 0
-            if pid and ProcessIdentity.of(pid) is not None and working_directory(pid) in (self.home.data, None):
-                return
-            self._pid_file.unlink()
-        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
-            (self.home.sockets / name).unlink(missing_ok=True)
+        Their busiest may outlive it for long. And with its pid taken, PostgreSQL takes itself for running and refuses.
+        """
+        deadline = time.monotonic() + 10
+        while left := find_processes("postgres", self.home.data):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGQUIT if time.monotonic() < deadline else signal.SIGKILL)
+            await asyncio.sleep(0.05)
+        socket_lock = self.home.sockets / ".s.PGSQL.5432.lock"
+        for file in (self.home.data / "postmaster.pid", socket_lock):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                if sys.platform == "linux" and ProcessIdentity.of(int(file.read_text().split()[0])) is not None:
+                    file.unlink()
 
     # Programs
 

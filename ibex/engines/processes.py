@@ -62,9 +62,14 @@ def _started(pid: int) -> str | None:
     return None if state in "ZX" else f"{boot}:{fields[18]}"
 
 
-def working_directory(pid: int) -> Path | None:
-    """Where the process with this pid is; None when it is away, not ours to ask, or the system cannot say."""
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink()
-    except OSError:
-        return None
+def find_processes(program: str, directory: Path) -> list[int]:
+    """The pids of those that run a program of this name in this working directory; none where there is no /proc."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            is_wanted = (entry / "cwd").readlink() == directory and (entry / "exe").readlink().name == program
+        except OSError:  # it has ended, or is not ours to ask
+            continue
+        if is_wanted and ProcessIdentity.of(int(entry.name)) is not None:
+            found.append(int(entry.name))
+    return found
