@@ -1,0 +1,87 @@
+"""A worker for tests: the real process around a small HTTP server, so that the supervisor is tried alone."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from ibex.config import Settings
+from ibex.errors import OperatorError
+from ibex.server.control import Control
+from ibex.server.worker import Server, main
+from ibex.telemetry import Metrics
+
+
+class SmallServer:
+    """Says who it is, shares and remembers what was shared, counts, and can be slow."""
+
+    def __init__(self, slot: int, metrics: Metrics, control: Control) -> None:
+        self._slot = slot
+        self._metrics = metrics
+        self._control = control
+        self._heard: list[str] = []
+        self._handler = web.Server(self._answer)
+        self._listeners: dict[socket.socket, asyncio.Server] = {}
+        control.on_share = lambda payload: self._heard.append(payload.decode())
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
+            await self.accept_on(sock)
+
+    async def accept_on(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._listeners[sock] = await loop.create_server(self._handler, sock=sock, backlog=4096)
+        self._control.facts["listeners"] = len(self._listeners)
+
+    async def release(self, sock: socket.socket) -> None:
+        self._listeners.pop(sock).close()
+        self._control.facts["listeners"] = len(self._listeners)
+
+    async def drain(self, seconds: float) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+        await self._handler.shutdown(seconds)
+
+    async def close(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        match request.path:
+            case "/share":
+                self._control.share(request.query_string.encode(), key=request.query_string.partition("=")[0].encode())
+            case "/heard":
+                return web.json_response(self._heard)
+            case "/count":
+                self._metrics.requests_total.labels("/count", "GET", "200").inc()
+            case "/metrics":
+                return web.Response(body=await self._control.metrics_text())
+            case "/slow":
+                await asyncio.sleep(float(request.query_string))
+            case "/environment":
+                names = [entry.partition("=")[0] for entry in Path("/proc/self/environ").read_text().split("\0")]
+                return web.json_response(names)
+        return web.json_response({"slot": self._slot, "pid": os.getpid()}, headers={"Connection": "close"})
+
+
+@asynccontextmanager
+async def open_small_server(
+    _settings: Settings, slot: int, metrics: Metrics, control: Control
+) -> AsyncIterator[Server]:
+    if "--broken" in ARGUMENTS:
+        raise OperatorError("it is broken", hint="Mend it.")
+    if "--dead" in ARGUMENTS:
+        os._exit(3)
+    yield SmallServer(slot, metrics, control)
+
+
+ARGUMENTS = [argument for argument in sys.argv[1:] if argument in {"--broken", "--dead"}]
+
+if __name__ == "__main__":
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ARGUMENTS]
+    sys.exit(main(open_small_server))
