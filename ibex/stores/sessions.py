@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from ibex.stores.session_statements import (
 )
 
 MAX_BATCH = 1000
-"""The most turns of one `record`."""
+"""The most turns of one transaction."""
 
 ORGANIZATION_GONE = "organization_gone"
 AGENT_GONE = "agent_gone"
@@ -54,22 +55,20 @@ class SessionStore:
         self._postgres = postgres
 
     async def record(self, turns: Sequence[Turn]) -> RecordResult:
-        """Write the checkpoints of up to MAX_BATCH turns of any organizations, and their sessions.
+        """Write the checkpoints of turns of any organizations, and their sessions.
 
-        A turn that was recorded before stays as it is. One that is refused for its content is set apart and keeps none of
-        the others back. Raises StoreUnavailable when the batch, or the rest of it, must be tried again,
-        which is always safe, and StoreRefused when Postgres refuses the statement itself.
+        A turn that was recorded before stays as it is. One that is refused for its content is set apart, and keeps none
+        of the others back. Raises StoreUnavailable when the batch, or the rest of it, must be tried again, which is
+        always safe, and StoreRefused when Postgres refuses the statement itself.
         """
-        if len(turns) > MAX_BATCH:
-            raise ValueError(f"a batch is at most {MAX_BATCH} turns")
         result = RecordResult()
-        batches = [list(turns)]
+        batches = deque(list(turns[start : start + MAX_BATCH]) for start in range(0, len(turns), MAX_BATCH))
         while batches:
-            batch = batches.pop()
+            batch = batches.popleft()
             try:
                 await self._record_batch(batch, result)
             except _ContentRefused as refusal:
-                batches += reversed(await self._separate(batch, refusal, result))
+                batches.extendleft(reversed(await self._separate(batch, refusal, result)))
         return result
 
     async def abandon_idle(self, idle: timedelta, *, batch: int = 1000) -> int:
