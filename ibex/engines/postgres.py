@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ibex.engines import postgres_home
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.engine import Child, Engine
 from ibex.engines.postgres_home import PostgresHome
-from ibex.engines.processes import ProcessIdentity, find_processes
+from ibex.engines.processes import find_processes, running_program
 from ibex.errors import EngineFailed
 
 OWNER, APPLICATION, SUPERUSER = "ibex_owner", "ibex_app", "postgres"
@@ -184,7 +183,7 @@ class PostgresEngine(Engine):
         socket_lock = self.home.sockets / ".s.PGSQL.5432.lock"
         for file in (self.home.data / "postmaster.pid", socket_lock):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                if sys.platform == "linux" and ProcessIdentity.of(int(file.read_text().split()[0])) is not None:
+                if running_program(int(file.read_text().split()[0])) is not None:
                     file.unlink()
 
     # Programs

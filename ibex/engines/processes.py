@@ -62,14 +62,19 @@ def _started(pid: int) -> str | None:
     return None if state in "ZX" else f"{boot}:{fields[18]}"
 
 
+def running_program(pid: int) -> tuple[str, Path] | None:
+    """The name of the program a process runs and its working directory.
+
+    None when there is no such process, when it is not ours to ask, or where the system has no /proc.
+    """
+    process = Path("/proc") / str(pid)
+    try:
+        return (process / "exe").readlink().name, (process / "cwd").readlink()
+    except OSError:
+        return None
+
+
 def find_processes(program: str, directory: Path) -> list[int]:
-    """The pids of those that run a program of this name in this working directory; none where there is no /proc."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            is_wanted = (entry / "cwd").readlink() == directory and (entry / "exe").readlink().name == program
-        except OSError:  # it has ended, or is not ours to ask
-            continue
-        if is_wanted and ProcessIdentity.of(int(entry.name)) is not None:
-            found.append(int(entry.name))
-    return found
+    """The pids of those that run a program of this name in this working directory, as far as we can see."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if running_program(pid) == (program, directory)]
