@@ -1,6 +1,6 @@
 """What a provider is: it takes a call, and answers with a reply of the right kind or one of the contract's errors."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from time import monotonic, time_ns
 from typing import Final, Protocol
@@ -96,7 +96,7 @@ class ProviderReply:
         self.ended_cleanly = True
         return body
 
-    async def events(self) -> AsyncIterator[list[bytes]]:
+    async def events(self) -> AsyncGenerator[list[bytes], None]:
         """Whole events, their bytes verbatim, the moment they are whole: one list a read of the socket.
 
         Raises ProviderUnavailable or ProviderTimeout when the stream breaks, after every whole event was handed out.

@@ -22,6 +22,8 @@ class Change(NamedTuple):
     kind: ChangeKind
     entity_id: UUID
     """The row's own id; of a limit the agent's or else the organization's, of a directive the agent's."""
+    changed_at: float = 0.0
+    """When it was written, shortly before its commit (Unix seconds of the database's clock)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ with s as materialized (
            pg_is_in_recovery() as is_standby,
            case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end as timeline
 )
-select s.xmin::text as cursor, s.is_standby, s.timeline, c.change_id, c.kind, c.entity_id
+select s.xmin::text as cursor, s.is_standby, s.timeline, c.change_id, c.kind, c.entity_id,
+    extract(epoch from c.changed_at)::float8 as changed_at
 from s left join ibex_core.changes as c on c.xid >= $1::text::xid8
 order by c.xid, c.change_id
 """
@@ -107,7 +110,7 @@ class ChangeFeed:
         cursor = int(first["cursor"])
         is_other = self._cursor is not None and (cursor < self._cursor or first["timeline"] != self._timeline)
         is_reset = is_start or is_other
-        found = {row["change_id"]: Change(row["kind"], row["entity_id"]) for row in rows if row["kind"] is not None}
+        found = {row["change_id"]: Change(row["kind"], row["entity_id"], row["changed_at"]) for row in rows if row["kind"] is not None}
         fresh = () if is_reset else tuple(change for key, change in found.items() if key not in self._seen)
         self._cursor, self._timeline, self._seen = cursor, first["timeline"], frozenset(found)
         return Changes(is_reset, is_standby=False, rows=fresh)

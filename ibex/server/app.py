@@ -1,0 +1,111 @@
+"""The HTTP server of one worker: the chain from a listening socket to the pipeline, started and drained."""
+
+import asyncio
+import socket
+
+import aiohttp
+from aiohttp import http_parser
+
+from ibex.errors import ConfigurationError
+from ibex.pipeline.chat import ChatPipeline
+from ibex.runtime import Worker
+from ibex.server.control import Control
+from ibex.server.middleware import Middleware
+from ibex.server.ops import Operations
+from ibex.server.protocol import EdgeServer
+from ibex.server.routes import Routes
+from ibex.telemetry import AccessLog, Tracing, spawn
+
+OLDEST_AIOHTTP = (3, 14, 5)
+BACKLOG = 4096
+LINGER_SECONDS = 0.25
+"""How long an idle connection is kept after the drain has begun, so that a request already on its way is answered."""
+
+
+class HttpServer:
+    """Serves HTTP on the sockets the supervisor owns."""
+
+    def __init__(self, worker: Worker, control: Control) -> None:
+        """Raises ConfigurationError when aiohttp is too old, or lacks its C parser."""
+        _check_aiohttp()
+        settings = worker.settings
+        name = f"worker {worker.slot}"
+        self._settings = settings
+        self._tracing = Tracing(settings, name)
+        self._access_log = AccessLog(settings, name)
+        chat = ChatPipeline(
+            authenticator=worker.authenticator,
+            rate_limiter=worker.rate_limiter,
+            directive_book=worker.directive_book,
+            router=worker.router,
+            idempotency=worker.idempotency,
+            journal=worker.journal,
+            metrics=worker.metrics,
+            captures_content=settings.capture_content,
+        )
+        self._operations = Operations(worker, control)
+        routes = Routes(settings, chat, self._operations)
+        self._middleware = Middleware(settings, routes, worker.metrics, self._tracing, self._access_log)
+        self._edge = EdgeServer(
+            self._middleware.handle,
+            self._middleware.handle_fault,
+            max_connections=settings.max_connections,
+            max_per_address=settings.max_connections_per_address,
+            on_count=worker.metrics.active_connections.set,
+        )
+        self._edge.exempt = self._middleware.is_trusted
+        self._listeners: dict[int, asyncio.Server] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        """Accept connections on these sockets."""
+        for sock in sockets:
+            await self.accept_on(sock)
+        self._sweeper = spawn(self._expire_heads(), name="head deadlines")
+
+    async def accept_on(self, sock: socket.socket) -> None:
+        """Accept connections on this socket too."""
+        loop = asyncio.get_running_loop()
+        self._listeners[sock.fileno()] = await loop.create_server(self._edge, sock=sock, backlog=BACKLOG)
+
+    async def release(self, sock: socket.socket) -> None:
+        """Accept no more connections on this socket; those there are go on."""
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, let each connection have one last answer, and return when all are done or time is up."""
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        self._middleware.is_draining = self._operations.is_draining = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        await asyncio.sleep(min(LINGER_SECONDS, seconds))
+        while self._edge.connections and asyncio.get_running_loop().time() < deadline:
+            self._edge.close_idle()
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """End what is left, at once."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for listener in self._listeners.values():
+            listener.close()
+        await self._edge.shutdown(0.1)
+        self._access_log.flush()
+        self._tracing.close()
+
+    async def _expire_heads(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.head_seconds / 4))
+            self._edge.expire_heads(self._settings.head_seconds)
+
+
+def _check_aiohttp() -> None:
+    version = tuple(int(part) for part in aiohttp.__version__.split(".")[:3] if part.isdigit())
+    if version < OLDEST_AIOHTTP:
+        wanted = ".".join(map(str, OLDEST_AIOHTTP))
+        raise ConfigurationError(f"aiohttp {aiohttp.__version__} is too old for a safe edge; {wanted} is needed.")
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise ConfigurationError("aiohttp was installed without its C parser; ibex does not serve without it.")
