@@ -1,5 +1,6 @@
 """Where turns are delivered to: checkpoints to Postgres, traces to ClickHouse, each turn once in each."""
 
+import logging
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -8,8 +9,10 @@ from typing import Protocol
 from ibex.domain.turns import Turn
 from ibex.errors import StoreError
 from ibex.stores.clickhouse import TraceStore
-from ibex.stores.sessions import SessionStore
+from ibex.stores.sessions import ORGANIZATION_GONE, SessionStore
 from ibex.telemetry import Metrics
+
+log = logging.getLogger("ibex.recorder")
 
 
 class Sink(Protocol):
@@ -50,13 +53,18 @@ class CheckpointSink:
         return turn.has_checkpoint
 
     async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:  # noqa: ARG002
-        """Store checkpoints and their sessions."""
+        """Store checkpoints and their sessions. Those of an erased organization are dropped: nobody is left to ask."""
         result = await self._sessions.record(turns)
-        total = self._metrics.session_checkpoint_total
-        total.labels("ok").inc(result.written)
-        total.labels("duplicate").inc(result.duplicates)
-        total.labels("error").inc(len(result.refused))
-        return list(result.refused)
+        checkpoints, sessions = self._metrics.session_checkpoint_total, self._metrics.session_get_or_create_total
+        checkpoints.labels("ok").inc(result.written)
+        checkpoints.labels("duplicate").inc(result.duplicates)
+        checkpoints.labels("error").inc(len(result.refused))
+        sessions.labels("created").inc(result.sessions_created)
+        sessions.labels("found").inc(result.sessions_found)
+        kept = [(turn, reason) for turn, reason in result.refused if reason != ORGANIZATION_GONE]
+        if len(kept) < len(result.refused):
+            log.warning("turns of erased organizations dropped", extra={"turns": len(result.refused) - len(kept)})
+        return kept
 
 
 class TraceSink:

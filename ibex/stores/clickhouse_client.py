@@ -1,6 +1,7 @@
 """One ClickHouse database over its HTTP interface: the address, the client, and its errors as ibex's."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from clickhouse_connect.driver.asyncclient import AsyncClient
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error
 
 from ibex.errors import ConfigurationError, StoreRefused, StoreUnavailable
+
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # it logs, with tracebacks, what it then raises
 
 DEFAULT_DATABASE = "ibex"
 _CONNECT_SECONDS = 2.0

@@ -96,6 +96,7 @@ class SegmentReader:
         final, such bytes are skipped up to the next record that checks, and listed as unreadable. With `stop`, a place
         that was read before is read again, and gives the same.
         """
+        limit = max(limit, _RECORD.size)
         with self._open() as fd:
             size = self._look(fd)
             is_final = self.final_size is not None or stop is not None
