@@ -83,7 +83,7 @@ class RedisAddress:
             path = parts.netloc.rpartition("@")[2] + unquote(parts.path) if is_unix else None
             database = query.get("db") or ("" if is_unix else parts.path.strip("/")) or "0"
             address = cls(
-                host=parts.hostname or "127.0.0.1",
+                host=("" if is_unix else parts.hostname) or "127.0.0.1",
                 port=6379 if is_unix else parts.port or 6379,
                 path=path,
                 is_tls=parts.scheme == "rediss",
