@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from ibex.domain.turns import Turn, decode_turn
-from ibex.errors import StoreRefused, StoreUnavailable
+from ibex.domain.turns import decode_turn
+from ibex.errors import StoreError, StoreUnavailable
 from ibex.recorder.ledger import Batch, Ledger, Refusal
 from ibex.recorder.sinks import Sink
 from ibex.recorder.spool import FIRST_POSITION, Portion, Spool
@@ -58,7 +58,7 @@ class Delivery:
                 if is_idle:
                     await self._replay()
                 self._report(None)
-            except StoreUnavailable as error:
+            except StoreError as error:  # a refusal too: sinks say of which rows they refuse the content
                 self._report(error)
             except Exception as error:  # a fault in one sink's rows or code must not stop the other sink
                 log.exception("delivery failed", extra={"sink": self.sink.name})
@@ -145,7 +145,10 @@ class Delivery:
                 if self.sink.wants(turn):
                     turns.append(turn)
                     origins[id(turn)] = origin
-        for turn, reason in await self._send_turns(turns, batch.token, is_doubtful=self._is_doubtful(batch)):
+        if not turns:
+            return refusals
+        is_doubtful = self._is_doubtful(batch)
+        for turn, reason in await self.sink.send(turns, token=batch.token, is_doubtful=is_doubtful):
             origin = origins[id(turn)]
             log.error("turn put aside", extra={"sink": self.sink.name, "turn_id": str(turn.turn_id), "reason": reason})
             refusals.append(Refusal(origin.segment, origin.start, turn.turn_id, reason, origin.payload))
@@ -159,19 +162,6 @@ class Delivery:
             or any(self._spool.was_there(place) for place in batch.places)
         )
 
-    async def _send_turns(self, turns: Sequence[Turn], token: str, *, is_doubtful: bool) -> list[tuple[Turn, str]]:
-        """Send, and find by halving the turns at fault when the sink refuses without saying which."""
-        if not turns:
-            return []
-        try:
-            return await self.sink.send(turns, token=token, is_doubtful=is_doubtful)
-        except StoreRefused as error:
-            if len(turns) == 1:
-                return [(turns[0], error.message)]
-        half = len(turns) // 2
-        first = await self._send_turns(turns[:half], f"{token}0", is_doubtful=is_doubtful)
-        return first + await self._send_turns(turns[half:], f"{token}1", is_doubtful=is_doubtful)
-
     async def _replay(self) -> None:
         """Try dead letters once more that somebody asked for."""
         if time.monotonic() - self._replayed_at < _REPLAY_SECONDS:
@@ -184,7 +174,7 @@ class Delivery:
                 self._ledger.settle_replay(letter.dead_letter_id, "not a turn")
                 continue
             token = f"{letter.segment}:{letter.start}:replay"
-            refused = await self._send_turns([turn], token, is_doubtful=True)
+            refused = await self.sink.send([turn], token=token, is_doubtful=True)
             self._ledger.settle_replay(letter.dead_letter_id, refused[0][1] if refused else None)
 
     def _report(self, error: Exception | None) -> None:

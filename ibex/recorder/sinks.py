@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from ibex.domain.turns import Turn
-from ibex.errors import StoreError
+from ibex.errors import StoreRefused, StoreUnavailable
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.sessions import ORGANIZATION_GONE, SessionStore
 from ibex.telemetry import Metrics
@@ -32,7 +32,7 @@ class Sink(Protocol):
         """Store turns; answers those refused for their content, with the reason.
 
         The token names the batch. `is_doubtful`: some of it may be stored, and the token may be forgotten. Raises
-        StoreUnavailable, or StoreRefused when it cannot say which turn is at fault.
+        StoreError when the batch must be sent again later, whole.
         """
         ...
 
@@ -86,19 +86,30 @@ class TraceSink:
 
     async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:
         """Store traces as one block."""
+        if is_doubtful and (found := await self._traces.find(turns)):
+            turns = [turn for turn in turns if turn.turn_id not in found]
+            token = _name_rest(token, turns)
+        return await self._insert(turns, token)
+
+    async def _insert(self, turns: Sequence[Turn], token: str) -> list[tuple[Turn, str]]:
+        """Insert; when ClickHouse refuses, which it does without saying for which row, find that row by halving."""
         started = time.monotonic()
         try:
-            if is_doubtful and (found := await self._traces.find(turns)):
-                turns = [turn for turn in turns if turn.turn_id not in found]
-                token = _name_rest(token, turns)
             await self._traces.insert(turns, token)
-        except StoreError:
+        except StoreUnavailable:
             self._metrics.clickhouse_flush_total.labels("error").inc()
             raise
-        self._metrics.clickhouse_flush_total.labels("ok").inc()
-        self._metrics.clickhouse_flush_rows.observe(len(turns))
-        self._metrics.clickhouse_flush_duration_seconds.observe(time.monotonic() - started)
-        return []
+        except StoreRefused as error:
+            self._metrics.clickhouse_flush_total.labels("error").inc()
+            if len(turns) == 1:
+                return [(turns[0], error.message)]
+        else:
+            self._metrics.clickhouse_flush_total.labels("ok").inc()
+            self._metrics.clickhouse_flush_rows.observe(len(turns))
+            self._metrics.clickhouse_flush_duration_seconds.observe(time.monotonic() - started)
+            return []
+        half = len(turns) // 2
+        return await self._insert(turns[:half], f"{token}0") + await self._insert(turns[half:], f"{token}1")
 
 
 def _name_rest(token: str, turns: Sequence[Turn]) -> str:
