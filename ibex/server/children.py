@@ -26,13 +26,12 @@ HURRY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Program:
-    """What a child runs. With `has_control` it is given `--control FD` and `--parent PID`, and speaks."""
+    """What a child runs. To its command are added `--control FD` and `--parent PID`."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     sockets: Sequence[socket.socket] = ()
-    has_control: bool = True
 
 
 class Child:
@@ -54,8 +53,9 @@ class Child:
         self._has_ended = False
         self._settled = asyncio.Event()
         self._patience: asyncio.Timeout | None = None
-        self._channel: Channel | None = None
-        self._said_all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_hurried = False
+        self._channel: Channel
+        self._said_all = asyncio.Event()
         self._process: asyncio.subprocess.Process
 
     @classmethod
@@ -70,24 +70,20 @@ class Child:
         `on_end` is called once, when the process has ended and all it said was heard.
         """
         child = cls(program.name, on_message, on_end)
-        arguments, inherited, theirs = list(program.command), [s.fileno() for s in program.sockets], None
-        if program.has_control:
-            ours, theirs = socket.socketpair()
-            child._channel = await Channel.open(ours, child._receive, child._lose)
-            arguments += ["--control", str(theirs.fileno()), "--parent", str(os.getpid())]
-            inherited.append(theirs.fileno())
+        ours, theirs = socket.socketpair()
+        child._channel = await Channel.open(ours, child._receive, child._lose)
         try:
             child._process = await asyncio.create_subprocess_exec(
-                *arguments,
+                *program.command,
+                *("--control", str(theirs.fileno()), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
                 env=dict(program.environment),
-                pass_fds=inherited,
+                pass_fds=[theirs.fileno(), *(sock.fileno() for sock in program.sockets)],
                 start_new_session=True,
             )
         finally:
-            if theirs is not None:
-                theirs.close()
+            theirs.close()
         return child
 
     @property
@@ -107,22 +103,19 @@ class Child:
 
     def send(self, message: AnyMessage) -> None:
         """Tell it something; swallowed when it is gone."""
-        if self._channel is not None:
-            self._channel.send(message)
+        self._channel.send(message)
 
     def offer(self, message: AnyMessage) -> None:
         """Tell it something that can be spared."""
-        if self._channel is not None:
-            self._channel.offer(message)
+        self._channel.offer(message)
 
     async def wait(self) -> int:
         """Its exit code (negative: the signal that killed it), once it has ended and all it said was heard."""
         code = await self._process.wait()
-        if self._channel is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HURRY_SECONDS):
-                    await asyncio.shield(self._said_all)
-            await self._channel.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HURRY_SECONDS):
+                await self._said_all.wait()
+        await self._channel.close()
         if not self._has_ended:
             self._has_ended = True
             self._settled.set()
@@ -148,35 +141,32 @@ class Child:
         return EngineFailed(f"The process {self.name} did not start.", hint="Its own messages are above.")
 
     async def stop(self, drain_seconds: float) -> None:
-        """Have it end: ask, wait for its time to drain and a little more, then kill it and whatever it started."""
-        if self._channel is not None:
-            self.send(Drain(drain_seconds))
-        else:
-            self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(drain_seconds + GRACE_SECONDS) as self._patience:
-                await self.wait()
-        except TimeoutError:
-            log.warning("process did not end in time; killed", extra={"child": self.name, "pid": self.pid})
-        finally:
-            self._patience = None
-            await self.kill()
+        """Have it end: ask, wait for its time to drain and a little more, then kill it. One not yet ready is killed."""
+        if self.is_ready:
+            seconds = 0.0 if self._is_hurried else drain_seconds
+            self.send(Drain(seconds))
+            try:
+                async with asyncio.timeout(seconds + GRACE_SECONDS) as self._patience:
+                    await self.wait()
+            except TimeoutError:
+                log.warning("process did not end in time; killed", extra={"child": self.name, "pid": self.pid})
+            finally:
+                self._patience = None
+        await self.kill()
 
     def hurry(self) -> None:
-        """While it is being stopped: do not wait for what it still does."""
-        self.send(Drain(0))
+        """When it is being stopped, or will be: do not wait for what it still does."""
+        self._is_hurried = True
         if self._patience is not None and not self._patience.expired():
+            self.send(Drain(0))
             self._patience.reschedule(asyncio.get_running_loop().time() + HURRY_SECONDS)
 
     async def kill(self) -> None:
         """End it now, with its process group."""
         if self.is_alive:
-            self._signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
             await self.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
 
     def _receive(self, message: AnyMessage) -> None:
         match message:
@@ -194,5 +184,4 @@ class Child:
         self._on_message(self, message)
 
     def _lose(self) -> None:
-        if not self._said_all.done():
-            self._said_all.set_result(None)
+        self._said_all.set()

@@ -12,8 +12,6 @@ from typing import Protocol
 
 from ibex.config import Settings, load_settings
 from ibex.errors import IbexError, OperatorError
-from ibex.runtime import open_worker
-from ibex.server.app import HttpServer
 from ibex.server.control import Control
 from ibex.server.lifeline import Lifeline
 from ibex.server.process import begin_process, run_process
@@ -99,6 +97,9 @@ OpenServer = Callable[[Settings, int, Metrics, Control], AbstractAsyncContextMan
 @asynccontextmanager
 async def open_http_server(settings: Settings, slot: int, metrics: Metrics, control: Control) -> AsyncIterator[Server]:
     """The proxy, not yet listening."""
+    from ibex.runtime import open_worker
+    from ibex.server.app import HttpServer
+
     async with open_worker(settings, slot=slot, metrics=metrics, neighbours=control) as worker:
         yield HttpServer(worker, control)
 

@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from aiohttp import web
 
@@ -64,8 +63,7 @@ class SmallServer:
             case "/slow":
                 await asyncio.sleep(float(request.query_string))
             case "/environment":
-                names = [entry.partition("=")[0] for entry in Path("/proc/self/environ").read_text().split("\0")]
-                return web.json_response(names)
+                return web.json_response(dict(os.environ))  # noqa: TID251 (what the supervisor gave)
         return web.json_response({"slot": self._slot, "pid": os.getpid()}, headers={"Connection": "close"})
 
 
@@ -77,10 +75,12 @@ async def open_small_server(
         raise OperatorError("it is broken", hint="Mend it.")
     if "--dead" in ARGUMENTS:
         os._exit(3)
+    if "--stuck" in ARGUMENTS:
+        await asyncio.Event().wait()
     yield SmallServer(slot, metrics, control)
 
 
-ARGUMENTS = [argument for argument in sys.argv[1:] if argument in {"--broken", "--dead"}]
+ARGUMENTS = [argument for argument in sys.argv[1:] if argument in {"--broken", "--dead", "--stuck"}]
 
 if __name__ == "__main__":
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ARGUMENTS]

@@ -1,0 +1,327 @@
+"""The supervisor with small workers, on the session's stores: sockets, restarts, shares, metrics, drain."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ibex.config import Secret, Settings
+from ibex.errors import ConfigurationError, OperatorError, SchemaMismatch, ServerNotRunning
+from ibex.runtime import clickhouse_migrator
+from ibex.server.status import NodeStatus, request_status
+from ibex.server.supervisor import Supervisor
+
+SMALL_WORKER = (sys.executable, str(Path(__file__).with_name("small_worker.py")))
+
+
+@pytest.fixture
+async def settings(data_dir: Path, postgres_database: Any, redis_url: str, clickhouse_dsn: str) -> Settings:
+    """Real addresses for every store, so that a start costs what the workers cost."""
+    async with clickhouse_migrator(clickhouse_dsn) as migrator:
+        await migrator.up()
+    return Settings(
+        data_dir=data_dir,
+        port=0,
+        workers=2,
+        drain_seconds=10,
+        llm_mode="live",
+        openai_api_key=Secret("sk-of-the-provider"),
+        postgres_dsn=Secret(postgres_database.dsn),
+        postgres_admin_dsn=Secret(postgres_database.admin_dsn),
+        redis_url=Secret(redis_url),
+        clickhouse_dsn=Secret(clickhouse_dsn),
+    )
+
+
+@dataclasses.dataclass
+class Node:
+    """A running node, and a client that never reuses a connection."""
+
+    supervisor: Supervisor
+    task: asyncio.Task[None]
+    http: aiohttp.ClientSession
+
+    @property
+    def status(self) -> NodeStatus:
+        return self.supervisor.status()
+
+    def pid(self, name: str) -> int | None:
+        return next((process.pid for process in self.status.processes if process.name == name), None)
+
+    async def ask(self, path: str = "/") -> Any:
+        async with self.http.get(self.status.url + path) as response:
+            text = await response.text()
+            return await response.json() if response.content_type == "application/json" else text
+
+    async def pids(self) -> set[int]:
+        """Who answers: enough connections that every listening socket gets some."""
+        answers = await asyncio.gather(*(self.ask() for _ in range(40)))
+        return {answer["pid"] for answer in answers}
+
+    async def stop(self) -> None:
+        self.supervisor.stop()
+        await asyncio.wait_for(self.task, 30)
+
+
+@asynccontextmanager
+async def running(settings: Settings, **options: Any) -> AsyncIterator[Node]:
+    ready = asyncio.Event()
+    options = {"worker": SMALL_WORKER, "has_recorder": False, **options}
+    supervisor = Supervisor(settings, on_ready=lambda _: ready.set(), **options)
+    task = asyncio.get_running_loop().create_task(supervisor.run())
+    started = asyncio.get_running_loop().create_task(ready.wait())
+    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        started.cancel()
+        task.result()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
+        node = Node(supervisor, task, http)
+        try:
+            yield node
+        finally:
+            if not task.done():
+                await node.stop()
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await holds():  # noqa: ASYNC110 (the condition is another process's state)
+            await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int | None) -> bool:
+    return pid is not None and Path(f"/proc/{pid}").exists()
+
+
+async def test_a_node_serves_tells_its_status_and_leaves_nothing_behind(settings: Settings) -> None:
+    with pytest.raises(ServerNotRunning):
+        request_status(settings)
+
+    async with running(settings) as node:
+        answered_by = await node.pids()
+        status = await asyncio.to_thread(request_status, settings)
+        environment = await node.ask("/environment")
+        sessions = {os.getsid(pid) for pid in answered_by}
+        await node.stop()
+
+    assert [process.name for process in status.processes] == ["supervisor", "worker 0", "worker 1"]
+    assert answered_by == {process.pid for process in status.processes[1:]}
+    assert [process.title for process in status.processes[1:]] == ["ibex: worker 0", "ibex: worker 1"]
+    assert all(process.is_up and process.memory_bytes for process in status.processes)
+    assert status.url == node.status.url
+    assert status.llm_mode == "live"
+    assert sessions == answered_by, "each child has a session of its own"
+    assert environment["IBEX_OPENAI_API_KEY"] == "sk-of-the-provider"
+    assert not any(is_alive(pid) for pid in answered_by)
+    with pytest.raises(ServerNotRunning):
+        request_status(settings)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as http:
+            await http.get(status.url)
+
+
+async def test_a_killed_worker_is_missed_by_nobody_and_comes_back(settings: Settings) -> None:
+    async with running(settings) as node:
+        victim, other = node.pid("worker 0"), node.pid("worker 1")
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        await eventually(lambda: _returns(node.pid("worker 0") != victim))
+        meanwhile = await node.pids()
+        await eventually(lambda: _returns(node.pid("worker 0") not in {victim, None}))
+        successor = node.pid("worker 0")
+        await eventually(lambda: _answered_by(node, {successor, other}))
+        restarts = {process.name: process.restarts for process in node.status.processes}
+        await eventually(lambda: _returns(_listeners(node) == {1}))
+
+    assert meanwhile <= {other, successor}
+    assert restarts == {"supervisor": 0, "worker 0": 1, "worker 1": 0}
+
+
+async def test_a_neighbour_accepts_on_the_socket_of_a_worker_that_is_away(settings: Settings) -> None:
+    async with running(settings) as node:
+        victim, other = node.pid("worker 0"), node.pid("worker 1")
+        assert victim is not None
+        os.kill(victim, signal.SIGSTOP)  # half of all connections wait in its queue
+        waiting = asyncio.gather(*(node.ask() for _ in range(20)))
+        done, _ = await asyncio.wait({waiting}, timeout=0.3)
+        assert not done
+        os.kill(victim, signal.SIGKILL)
+        answered_by = {answer["pid"] for answer in await asyncio.wait_for(waiting, 10)}
+
+    assert other in answered_by
+    assert victim not in answered_by
+
+
+async def test_what_a_worker_shares_reaches_the_others_and_their_successors(settings: Settings) -> None:
+    async with running(settings) as node:
+        for text in ("a=1", "b=2", "a=3"):
+            await node.ask(f"/share?{text}")
+        await eventually(lambda: _heard_everywhere(node, {"a=3", "b=2"}))
+        for name in ("worker 0", "worker 1"):
+            victim = node.pid(name)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            await eventually(lambda name=name, victim=victim: _returns(node.pid(name) not in {victim, None}))
+        successors = [await node.ask("/heard") for _ in range(20)]
+
+    assert all(heard == ["b=2", "a=3"] for heard in successors)
+
+
+async def test_the_node_counts_on_when_a_worker_dies(settings: Settings) -> None:
+    async with running(settings) as node:
+        for _ in range(10):
+            await node.ask("/count")
+        counted = 'ibex_proxy_requests_total{method="GET",route="/count",status_code="200"} 10.0'
+        await eventually(lambda: _contains(node, counted))
+        for name in ("worker 0", "worker 1"):
+            victim = node.pid(name)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            await eventually(lambda name=name, victim=victim: _returns(node.pid(name) not in {victim, None}))
+        text = await node.ask("/metrics")
+
+    assert counted in text
+    assert 'ibex_process_up{process="worker 0"} 1.0' in text
+    assert 'ibex_process_up{process="supervisor"} 1.0' in text
+    assert 'ibex_build_info{version="' in text
+
+
+async def test_a_rolling_restart_refuses_no_connection(settings: Settings) -> None:
+    reloaded = settings.model_copy(update={"log_level": "debug"})
+    async with running(settings, reload=lambda: reloaded) as node:
+        former = await node.pids()
+        os.kill(os.getpid(), signal.SIGHUP)
+        answers = 0
+        while former & {node.pid("worker 0"), node.pid("worker 1")} or answers < 100:
+            await node.ask()
+            answers += 1
+        await eventually(lambda: _returns(not any(is_alive(pid) for pid in former)))
+        present = await node.pids()
+        environment = await node.ask("/environment")
+
+    assert not former & present
+    assert len(present) == 2
+    assert environment["IBEX_LOG_LEVEL"] == "debug"
+
+
+async def test_a_request_under_way_is_finished_before_the_node_stops(settings: Settings) -> None:
+    async with running(settings) as node:
+        slow = asyncio.gather(*(node.ask("/slow?0.5") for _ in range(4)))
+        await asyncio.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(node.task, 30)
+
+        assert len(await slow) == 4
+
+
+async def test_a_second_signal_waits_for_nobody(settings: Settings) -> None:
+    async with running(settings.model_copy(update={"drain_seconds": 100})) as node:
+        pids = await node.pids()
+        slow = asyncio.gather(node.ask("/slow?90"), return_exceptions=True)
+        await asyncio.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.2)
+        assert not node.task.done()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(node.task, 20)
+        (outcome,) = await slow
+
+    assert isinstance(outcome, aiohttp.ClientError)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message", "hint"),
+    [
+        ("--broken", "worker 0: it is broken", "Mend it."),
+        ("--dead", "The process worker 0 did not start.", "Its own messages are above."),
+    ],
+)
+async def test_a_worker_that_cannot_start_is_reported(
+    settings: Settings, argument: str, message: str, hint: str
+) -> None:
+    with pytest.raises(OperatorError) as failed:
+        async with running(settings, worker=(*SMALL_WORKER, argument)):
+            pass
+
+    assert (failed.value.message, failed.value.hint) == (message, hint)
+
+
+async def test_a_stop_while_it_starts_ends_the_start(settings: Settings) -> None:
+    is_ready = asyncio.Event()
+    supervisor = Supervisor(
+        settings, on_ready=lambda _: is_ready.set(), worker=(*SMALL_WORKER, "--stuck"), has_recorder=False
+    )
+    task = asyncio.get_running_loop().create_task(supervisor.run())
+    await eventually(lambda: _returns(len(supervisor.status().processes) == 3))
+    pids = [process.pid for process in supervisor.status().processes[1:]]
+
+    supervisor.stop()
+    supervisor.stop()
+    await asyncio.wait_for(task, 20)
+
+    assert not is_ready.is_set()
+    assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_a_port_in_use_is_reported_before_anything_starts(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OperatorError, match=f"Port {port} of 127.0.0.1 is in use"):
+            await Supervisor(settings.model_copy(update={"port": port})).run()
+
+
+async def test_a_real_database_is_never_migrated_by_serve(settings: Settings, engines_session: Any) -> None:
+    unmigrated = settings.model_copy(update={"postgres_dsn": Secret(engines_session.postgres)})
+
+    with pytest.raises(SchemaMismatch) as mismatch:
+        await Supervisor(unmigrated).run()
+
+    assert "ibexctl migrate up" in (mismatch.value.hint or "")
+
+
+async def test_production_refuses_the_development_token_and_serves_its_metrics_apart(
+    settings: Settings, postgres_database: Any
+) -> None:
+    from ibex.stores.schema import seed_development
+
+    production = settings.model_copy(update={"env": "production", "metrics_port": 0})
+    async with running(production) as node, node.http.get(node.status.metrics_url) as response:
+        assert "ibex_process_up" in await response.text()
+        assert node.status.metrics_url.rpartition(":")[0] == "http://127.0.0.1"
+        assert node.status.metrics_url != f"{node.status.url}/metrics"
+    await seed_development(postgres_database.admin_dsn)
+
+    with pytest.raises(ConfigurationError, match="development token"):
+        await Supervisor(production).run()
+
+
+async def _returns(value: bool) -> bool:
+    return value
+
+
+async def _answered_by(node: Node, pids: set[int | None]) -> bool:
+    return await node.pids() == pids
+
+
+async def _heard_everywhere(node: Node, texts: set[str]) -> bool:
+    answers = [await node.ask("/heard") for _ in range(10)]
+    heard = {text for answer in answers for text in answer}
+    return texts <= heard
+
+
+async def _contains(node: Node, line: str) -> bool:
+    return line in await node.ask("/metrics")
+
+
+def _listeners(node: Node) -> set[object]:
+    return {process.facts.get("listeners") for process in node.status.processes if process.facts}
