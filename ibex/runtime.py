@@ -29,6 +29,7 @@ from ibex.stores.clickhouse import TraceStore
 from ibex.stores.clickhouse_schema import ClickHouseSchema
 from ibex.stores.directives import DirectiveAdmin, DirectiveReader
 from ibex.stores.identity import IdentityAdmin, IdentityReader
+from ibex.stores.identity_directory import IdentityDirectory
 from ibex.stores.journal import Journal
 from ibex.stores.migrations import Migrator, find_migrations
 from ibex.stores.nudges import nudge_path
@@ -145,6 +146,11 @@ class Operator:
     def identity(self) -> IdentityAdmin:
         """Organizations, agents, tokens and limits."""
         return IdentityAdmin(self._owner)
+
+    @cached_property
+    def directory(self) -> IdentityDirectory:
+        """Who there is: what `identity` changes, to look up."""
+        return IdentityDirectory(self._owner)
 
     @cached_property
     def directives(self) -> DirectiveAdmin:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ibex.errors import IbexError, OperatorError, StoreRefused, StoreUnavailable
-from ibexctl import directives, identity, migrate, serve, sessions, smoke, status, traces
+from ibexctl import audit, directives, identity, migrate, serve, sessions, smoke, status, tokens, traces
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.output import Answer, show, show_error
 
@@ -61,10 +61,12 @@ status.register(app)
 smoke.register(app)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(identity.organizations, name="org")
+app.add_typer(identity.users, name="user")
 app.add_typer(identity.agents, name="agent")
-app.add_typer(identity.tokens, name="token")
+app.add_typer(tokens.app, name="token")
 app.add_typer(directives.app, name="directive")
 app.add_typer(sessions.app, name="session")
+app.add_typer(audit.app, name="audit")
 app.add_typer(traces.app, name="trace")
 
 

@@ -1,112 +1,189 @@
-"""`ibexctl org`, `agent` and `token`: who may call, as whom, and how often."""
+"""`ibexctl org`, `user` and `agent`: who there is, who may call, and how often."""
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
 
-from ibex.domain.identity import PERMISSION_SETS, AgentId, Permission
+from ibex.domain.identity import AgentId
 from ibexctl import arguments
 from ibexctl.command import command, group
-from ibexctl.operation import change
-from ibexctl.output import Answer, Fields
+from ibexctl.operation import change, operate
+from ibexctl.output import Answer, Table
 
 if TYPE_CHECKING:
+    from ibex.domain.identity import OrgId
     from ibex.runtime import Operator
+    from ibex.stores.identity_directory import IdentityDirectory
 
 organizations = group("Organizations, and how often each may call.")
+users = group("Users: the people tokens belong to.")
 agents = group("Agents: the callers inside an organization.")
-tokens = group("Tokens: what callers present.")
 
 Org = Annotated[str, typer.Argument(metavar="ORG", help="An organization's id, or its name.")]
 OrgOption = Annotated[str, typer.Option("--org", metavar="ORG", help="An organization's id, or its name.")]
+OrgFilter = Annotated[str | None, typer.Option("--org", metavar="ORG", help="Of this organization alone.")]
+Agent = Annotated[UUID, typer.Argument(metavar="AGENT", parser=arguments.identifier, help="The agent's id.")]
 AgentOption = Annotated[
     UUID | None, typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="An agent's id.")
 ]
+User = Annotated[UUID, typer.Argument(metavar="USER", parser=arguments.identifier, help="The user's id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")]
+Rpm = Annotated[int, typer.Option("--rpm", min=1, max=1_000_000, help="Requests in any 60 s.")]
+
+_A_USER = "00000000-0000-0000-0000-000000000002"
+_AN_AGENT = "00000000-0000-0000-0000-000000000003"
 
 
 @command(organizations, "create", example="ibexctl org create acme")
-def create_org(name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")]) -> Answer:
+def create_org(name: Name) -> Answer:
     """Create an organization."""
     row = change(lambda operator: operator.identity.create_org(name))
-    return Answer(row, notes=(f"Next: `ibexctl agent register NAME --org {row['org_id']}`",))
+    return Answer(row, notes=(f"Next: ibexctl agent register NAME --org {row['org_id']}",))
+
+
+@command(organizations, "list", example="ibexctl org list")
+def list_orgs() -> Answer:
+    """List every organization."""
+    columns = ("org_id", "name", "status", "rpm", "agent_count", "token_count", "created_at")
+    return listing("organizations", columns, operate(lambda operator: operator.directory.list_orgs()))
+
+
+@command(organizations, "show", example="ibexctl org show acme")
+def show_org(org: Org) -> Answer:
+    """Show one organization."""
+
+    async def act(operator: "Operator") -> dict[str, Any]:
+        return await operator.directory.show_org(await operator.directory.find_org(org))
+
+    return Answer(operate(act))
 
 
 @command(organizations, "limit", example="ibexctl org limit acme --rpm 600")
-def limit_org(
-    org: Org,
-    rpm: Annotated[int, typer.Option("--rpm", min=1, max=1_000_000, help="Requests in any 60 s.")],
-    agent: AgentOption = None,
-) -> Answer:
+def limit_org(org: Org, rpm: Rpm, agent: AgentOption = None) -> Answer:
     """Set how many requests a minute an organization, or one agent of it, may send."""
 
     async def act(operator: "Operator") -> dict[str, Any]:
-        org_id = await operator.identity.resolve_org(org)
+        org_id = await operator.directory.find_org(org)
         return await operator.identity.set_limit(org_id, rpm, None if agent is None else AgentId(agent))
 
     return Answer(change(act))
 
 
+@command(organizations, "suspend", example="ibexctl org suspend acme")
+def suspend_org(org: Org) -> Answer:
+    """Refuse every token of an organization, until `org resume`."""
+    return _change_org_status(org, "suspended")
+
+
+@command(organizations, "resume", example="ibexctl org resume acme")
+def resume_org(org: Org) -> Answer:
+    """Let a suspended organization's tokens pass again."""
+    return _change_org_status(org, "active")
+
+
+@command(users, "list", example="ibexctl user list --org acme")
+def list_users(org: OrgFilter = None) -> Answer:
+    """List users."""
+    columns = ("user_id", "org_id", "name", "status", "created_at")
+    return listing("users", columns, operate(within(org, lambda directory, org_id: directory.list_users(org_id))))
+
+
+@command(users, "suspend", example=f"ibexctl user suspend {_A_USER}")
+def suspend_user(user: User) -> Answer:
+    """Refuse every token of a user, until `user resume`."""
+    return _change_status("user", user, "suspended")
+
+
+@command(users, "resume", example=f"ibexctl user resume {_A_USER}")
+def resume_user(user: User) -> Answer:
+    """Let a suspended user's tokens pass again."""
+    return _change_status("user", user, "active")
+
+
 @command(agents, "register", example="ibexctl agent register support-bot --org acme")
-def register_agent(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")], org: OrgOption
-) -> Answer:
+def register_agent(name: Name, org: OrgOption) -> Answer:
     """Register an agent in an organization."""
 
     async def act(operator: "Operator") -> dict[str, Any]:
-        return await operator.identity.register_agent(await operator.identity.resolve_org(org), name)
+        return await operator.identity.register_agent(await operator.directory.find_org(org), name)
 
     row = change(act)
-    return Answer(row, notes=(f"Next: `ibexctl token mint --org {row['org_id']} --agent {row['agent_id']}`",))
+    return Answer(row, notes=(f"Next: ibexctl token mint --org {row['org_id']} --agent {row['agent_id']}",))
 
 
-@command(tokens, "mint", example="ibexctl token mint --org acme --expires-in 30d")
-def mint_token(
-    org: OrgOption,
-    agent: AgentOption = None,
-    expires_in: Annotated[
-        timedelta | None,
-        typer.Option("--expires-in", metavar="SPAN", parser=arguments.duration, help="Such as 12h, 30d. Else: never."),
-    ] = None,
-    permissions: Annotated[
-        Permission,
-        typer.Option(
-            "--permissions",
-            metavar="SET",
-            parser=arguments.permissions,
-            help=f"One of {', '.join(PERMISSION_SETS)}, or permissions joined by +.",
-        ),
-    ] = arguments.DEFAULT_PERMISSIONS,  # type: ignore[assignment]
-    name: Annotated[str, typer.Option("--name", help="What the token is for.")] = "",
-) -> Answer:
-    """Mint a token. It is shown once, now: ibex keeps only its digest."""
-
-    async def act(operator: "Operator") -> tuple[dict[str, Any], str]:
-        org_id = await operator.identity.resolve_org(org)
-        return await operator.identity.mint_token(
-            org_id,
-            name=name,
-            agent=None if agent is None else AgentId(agent),
-            permissions=permissions,
-            expires_in=expires_in,
-        )
-
-    row, bearer = change(act)
-    shown = {key: value for key, value in row.items() if key != "permissions"}
-    shown["permissions"] = arguments.set_name(permissions) or permissions
-    return Answer(
-        {**row, "token": bearer},
-        (Fields(shown), "", f"export IBEX_TOKEN={bearer}"),
-        ("The token is shown this once: keep it where secrets are kept.",),
-    )
+@command(agents, "list", example="ibexctl agent list --org acme")
+def list_agents(org: OrgFilter = None) -> Answer:
+    """List agents."""
+    columns = ("agent_id", "org_id", "name", "status", "rpm", "directive_version", "created_at")
+    return listing("agents", columns, operate(within(org, lambda directory, org_id: directory.list_agents(org_id))))
 
 
-@command(tokens, "revoke", example="ibexctl token revoke ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d")
-def revoke_token(
-    token: Annotated[
-        str, typer.Argument(metavar="TOKEN", help="Its id, or its prefix ibex_pat_<id>; never the secret.")
-    ],
-) -> Answer:
-    """Revoke a token: every server refuses it within a second. Doing it twice does no harm."""
-    return Answer(change(lambda operator: operator.identity.revoke_token(token)))
+@command(agents, "show", example=f"ibexctl agent show {_AN_AGENT}")
+def show_agent(agent: Agent) -> Answer:
+    """Show one agent."""
+    return Answer(operate(lambda operator: operator.directory.show_agent(AgentId(agent))))
+
+
+@command(agents, "limit", example=f"ibexctl agent limit {_AN_AGENT} --rpm 60")
+def limit_agent(agent: Agent, rpm: Rpm) -> Answer:
+    """Set how many requests a minute an agent may send, within its organization's limit."""
+
+    async def act(operator: "Operator") -> dict[str, Any]:
+        row = await operator.directory.show_agent(AgentId(agent))
+        return await operator.identity.set_limit(row["org_id"], rpm, AgentId(agent))
+
+    return Answer(change(act))
+
+
+@command(agents, "pause", example=f"ibexctl agent pause {_AN_AGENT}")
+def pause_agent(agent: Agent) -> Answer:
+    """Refuse an agent's requests for a while."""
+    return _change_status("agent", agent, "paused")
+
+
+@command(agents, "resume", example=f"ibexctl agent resume {_AN_AGENT}")
+def resume_agent(agent: Agent) -> Answer:
+    """Let a paused, suspended or archived agent call again."""
+    return _change_status("agent", agent, "active")
+
+
+@command(agents, "suspend", example=f"ibexctl agent suspend {_AN_AGENT}")
+def suspend_agent(agent: Agent) -> Answer:
+    """Refuse an agent's requests until somebody has looked at it."""
+    return _change_status("agent", agent, "suspended")
+
+
+@command(agents, "archive", example=f"ibexctl agent archive {_AN_AGENT}")
+def archive_agent(agent: Agent) -> Answer:
+    """Refuse an agent's requests for good; its record stays."""
+    return _change_status("agent", agent, "archived")
+
+
+def listing(key: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Answer:
+    """Rows as `--json` gives them under `key`, and as a table of these columns."""
+    return Answer({key: rows}, (Table(columns, [[row[column] for column in columns] for row in rows]),))
+
+
+def within(
+    org: str | None, read: "Callable[[IdentityDirectory, OrgId | None], Awaitable[list[dict[str, Any]]]]"
+) -> "Callable[[Operator], Awaitable[list[dict[str, Any]]]]":
+    """An action that reads within one organization, named by id or name, or within all (None)."""
+
+    async def act(operator: "Operator") -> list[dict[str, Any]]:
+        directory = operator.directory
+        return await read(directory, None if org is None else await directory.find_org(org))
+
+    return act
+
+
+def _change_org_status(org: str, status: str) -> Answer:
+    async def act(operator: "Operator") -> dict[str, Any]:
+        return await operator.identity.set_status("organization", await operator.directory.find_org(org), status)
+
+    return Answer(change(act))
+
+
+def _change_status(kind: Literal["user", "agent"], entity_id: UUID, status: str) -> Answer:
+    return Answer(change(lambda operator: operator.identity.set_status(kind, entity_id, status)))

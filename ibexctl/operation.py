@@ -1,8 +1,7 @@
 """How a command reaches the stores: settings read, an operator opened, what changed told to the running servers."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
 
 from ibexctl.output import note
 
@@ -22,45 +21,32 @@ def read_settings(**overrides: Any) -> "Settings":
     return load_settings(**overrides)
 
 
-def operate(
-    action: "Callable[[Operator], Awaitable[T]]", *, settings: "Settings | None" = None, clickhouse: bool = False
-) -> T:
+def operate(action: "Callable[[Operator], Awaitable[T]]", *, settings: "Settings | None" = None, **stores: bool) -> T:
     """Run `action` on the stores as their owner, and return what it returns.
 
-    A running server's engines are used; without one, the embedded ones needed are started and stopped again.
+    A running server's engines are used; without one, the embedded ones needed are started and stopped again. `stores`
+    are `open_operator`'s: what the action needs besides Postgres.
     """
     import asyncio
 
-    return asyncio.run(_operate(action, settings or read_settings(), clickhouse=clickhouse))
+    return asyncio.run(_operate(action, settings or read_settings(), stores))
 
 
-def change(action: "Callable[[Operator], Awaitable[T]]", changed: Callable[[T], Iterable[tuple[str, UUID]]]) -> T:
-    """Run an action that commits a change, then tell running servers the kinds and ids that `changed` names.
+def change(action: "Callable[[Operator], Awaitable[T]]") -> T:
+    """Run an action that commits changes, then tell the running servers of them.
 
-    They would learn it from Postgres within a second or so anyhow: a store that cannot pass it on is a warning.
+    They learn them from Postgres anyhow, within 5 s: when they cannot be told at once, that is a warning.
     """
 
     async def act(operator: "Operator") -> T:
-        from ibex.stores.changes import Change
-
-        from ibex.errors import StoreError
-
         outcome = await action(operator)
-        try:
-            await operator.publish(Change(kind, entity_id) for kind, entity_id in changed(outcome))
-        except StoreError as error:
-            note(f"warning: done, but running servers were not told at once ({error.message}); they see it within 5 s.")
+        changes = operator.identity.changes + operator.directives.changes
+        is_told = await operator.publish((changed.kind, changed.entity_id) for changed in changes)
+        if not is_told and _has_redis(operator):
+            note("warning: done, but Redis did not pass it on: running servers see it within 5 s.")
         return outcome
 
     return operate(act)
-
-
-async def _operate(action: "Callable[[Operator], Awaitable[T]]", settings: "Settings", *, clickhouse: bool) -> T:
-    from ibex.runtime import open_operator
-
-    quiet_logging(settings)
-    async with open_operator(settings, clickhouse=clickhouse) as operator:
-        return await action(operator)
 
 
 def quiet_logging(settings: "Settings") -> None:
@@ -72,3 +58,18 @@ def quiet_logging(settings: "Settings") -> None:
     configure_logging(settings, "ibexctl")
     if settings.log_level == "info":
         logging.getLogger("ibex").setLevel(logging.WARNING)
+
+
+def _has_redis(operator: "Operator") -> bool:
+    """Whether there is a Redis to publish in; an embedded one runs only while its server does."""
+    from ibex.config import EMBEDDED
+
+    return operator.addresses.redis != "" or operator.settings.redis_url.get_secret_value() != EMBEDDED
+
+
+async def _operate(action: "Callable[[Operator], Awaitable[T]]", settings: "Settings", stores: dict[str, bool]) -> T:
+    from ibex.runtime import open_operator
+
+    quiet_logging(settings)
+    async with open_operator(settings, **stores) as operator:
+        return await action(operator)

@@ -7,7 +7,7 @@ import typer
 
 from ibexctl.command import command, invocation_of
 from ibexctl.operation import read_settings
-from ibexctl.output import Answer, Fields, note, show
+from ibexctl.output import Answer, Fields, View, note, show
 
 if TYPE_CHECKING:
     from ibex.config import Settings
@@ -47,9 +47,12 @@ def serve(
 
     from ibex.server.supervisor import serve as supervise
 
-    code = supervise(settings, on_progress=note, on_ready=announce)
-    if code:
-        raise typer.Exit(code)
+    supervise(
+        settings,
+        on_progress=note,
+        on_ready=announce,
+        reload=lambda: read_settings(host=host, port=port, workers=workers),
+    )
 
 
 def describe(node: "NodeStatus", settings: "Settings") -> Answer:
@@ -76,7 +79,7 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
     }
     started = "" if node.start_seconds is None else f", ready in {node.start_seconds:.1f} s"
     title = f"ibex {node.version} serves on {node.url} ({node.env}{started})"
-    views = [title, "", Fields(facts)]
+    views: list[View] = [title, "", Fields(facts)]
     if settings.is_development:
         views += ["", "Try it:", "", try_line(node.url)]
     return Answer(data, (*views, "", "Ctrl-C stops it all."))

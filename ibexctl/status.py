@@ -55,7 +55,8 @@ def format_span(seconds: float | None) -> str:
     """A span in its two largest units: `3 d 4 h`, `5 min 6 s`."""
     if seconds is None:
         return ""
-    rest, parts = int(seconds), []
+    rest = int(seconds)
+    parts: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
         count, rest = divmod(rest, size)
         if count or (unit == "s" and not parts):

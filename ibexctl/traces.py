@@ -44,7 +44,7 @@ def list_traces(
     """List traces, newest first."""
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
-        org_ids = await operator.all_org_ids() if org is None else [await operator.identity.resolve_org(org)]
+        org_ids = await operator.all_org_ids() if org is None else [await operator.directory.find_org(org)]
         return await operator.traces.list(
             org_ids=org_ids, agent=None if agent is None else AgentId(agent), session=session, limit=limit
         )
@@ -105,4 +105,5 @@ def _bar(stage: Mapping[str, Any], total: float) -> str:
     """A stage's place in the whole, as a bar; a stage too short for one mark shows as a thin one."""
     start = min(round(stage["start_ms"] / total * _BAR_WIDTH), _BAR_WIDTH - 1)
     width = min(round(stage["duration_ms"] / total * _BAR_WIDTH), _BAR_WIDTH - start)
-    return " " * start + ("█" * width or "▏")
+    bar: str = " " * start + ("█" * width or "▏")
+    return bar

@@ -22,6 +22,13 @@ left join ibex_core.directives as d on d.agent_id = v.agent_id and d.version = v
 where v.agent_id = $1 order by v.version
 """
 
+_VERSION = """
+select v.agent_id, v.version, v.org_id, v.mode, v.sha256, v.created_at, d.version is not null as is_in_force, v.text
+from ibex_core.directive_versions as v
+left join ibex_core.directives as d on d.agent_id = v.agent_id and d.version = v.version
+where v.agent_id = $1 and ($2::integer is null and d.version is not null or v.version = $2)
+"""
+
 _POINT = """
 insert into ibex_core.directives (agent_id, org_id, version) values ($1, $2, $3)
 on conflict (agent_id) do update set version = excluded.version, updated_at = clock_timestamp()
@@ -89,6 +96,18 @@ class DirectiveAdmin(AuditedStore):
             org_id = await _lock_agent(connection, agent_id)
             await connection.execute("delete from ibex_core.directives where agent_id = $1", agent_id)
             await self._audit(connection, "clear", "directive", agent_id, org_id)
+
+    async def read(self, agent_id: AgentId, version: int | None = None) -> Row:
+        """One version with its text: the one in force, unless another is asked for. Raises UnknownEntity."""
+        async with self._postgres.transaction(operation="operator") as connection:
+            await _lock_agent(connection, agent_id)
+            row = await connection.fetchrow(_VERSION, agent_id, version)
+        if row is None:
+            what = "directive in force" if version is None else f"directive version {version}"
+            raise UnknownEntity(
+                f"Agent {agent_id} has no {what}.", hint="`ibexctl directive history` shows its versions."
+            )
+        return plain(row)
 
     async def list_versions(self, agent_id: AgentId) -> list[Row]:
         """Every version, oldest first, with `is_in_force`; without the text."""

@@ -1,0 +1,133 @@
+"""`ibexctl token`: the bearer credentials that callers present."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from ibex.domain.identity import PERMISSION_SETS, AgentId, OrgId, Permission, TokenId, permission_names
+from ibexctl import arguments
+from ibexctl.command import command, group
+from ibexctl.identity import AgentOption, OrgFilter, OrgOption, listing
+from ibexctl.operation import change, operate
+from ibexctl.output import Answer, Fields
+
+if TYPE_CHECKING:
+    from ibex.runtime import Operator
+
+app = group("Tokens: what callers present.")
+
+_COLUMNS = (
+    "prefix",
+    "name",
+    "org_id",
+    "agent_id",
+    "permission_names",
+    "created_at",
+    "expires_at",
+    "last_used_at",
+    "revoked_at",
+)
+
+
+@command(app, "mint", example="ibexctl token mint --org acme --expires-in 30d")
+def mint(
+    org: OrgOption,
+    agent: Annotated[
+        UUID | None,
+        typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="Bind it to this agent alone."),
+    ] = None,
+    expires_in: Annotated[
+        timedelta | None,
+        typer.Option("--expires-in", metavar="SPAN", parser=arguments.duration, help="Such as 12h, 30d. Else: never."),
+    ] = None,
+    permissions: Annotated[
+        Permission,
+        typer.Option(
+            "--permissions",
+            metavar="SET",
+            parser=arguments.permissions,
+            help=f"One of {', '.join(PERMISSION_SETS)}, or permissions joined by +.",
+        ),
+    ] = arguments.DEFAULT_PERMISSIONS,  # type: ignore[assignment]  # typer parses the default as it does a value
+    name: Annotated[str, typer.Option("--name", help="What the token is for.")] = "token",
+) -> Answer:
+    """Mint a token. It is shown once, now: ibex keeps only its digest."""
+
+    async def act(operator: "Operator") -> tuple[dict[str, Any], str]:
+        return await operator.identity.mint_token(
+            await operator.directory.find_org(org),
+            name=name,
+            agent=None if agent is None else AgentId(agent),
+            permissions=permissions,
+            expires_in=expires_in,
+        )
+
+    row, bearer = change(act)
+    data = {**_named(row), "token": bearer}
+    shown = {key: row[key] for key in ("token_id", "org_id", "agent_id", "name", "expires_at")}
+    shown["permissions"] = arguments.set_name(permissions) or permission_names(permissions)
+    return Answer(
+        data,
+        (Fields(shown), "", f"export IBEX_TOKEN={bearer}"),
+        ("The token is shown this once: put it where secrets are kept.",),
+    )
+
+
+@command(app, "list", example="ibexctl token list --org acme --all")
+def list_tokens(
+    org: OrgFilter = None,
+    agent: AgentOption = None,
+    is_all: Annotated[bool, typer.Option("--all", help="The revoked and the expired too.")] = False,
+) -> Answer:
+    """List tokens: those that are valid. Nobody can list their secrets."""
+
+    async def act(operator: "Operator") -> list[dict[str, Any]]:
+        org_id = None if org is None else await operator.directory.find_org(org)
+        agent_id = None if agent is None else AgentId(agent)
+        return await operator.directory.list_tokens(org_id, agent_id, is_all=is_all)
+
+    return listing("tokens", _COLUMNS, [_named(row) for row in operate(act)])
+
+
+_REVOKE_EXAMPLE = """\
+ibexctl token revoke ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d
+ibexctl token revoke --org acme"""
+
+
+@command(app, "revoke", example=_REVOKE_EXAMPLE)
+def revoke(
+    token: Annotated[
+        TokenId | None,
+        typer.Argument(metavar="TOKEN", parser=arguments.token_identifier, help="Its id, or its prefix ibex_pat_<id>."),
+    ] = None,
+    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="All tokens of this organization.")] = None,
+    agent: Annotated[
+        UUID | None,
+        typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="All tokens bound to this agent."),
+    ] = None,
+) -> Answer:
+    """Revoke a token, or many: every server refuses it at once. Doing it twice does no harm."""
+    if token is not None:
+        if org is not None or agent is not None:
+            raise typer.BadParameter("Name one token, or all by --org and --agent, not both.")
+        return Answer(_named(change(lambda operator: operator.identity.revoke_token(token))))
+    if org is None and agent is None:
+        raise typer.BadParameter("Name a token, or all of an organization by --org, or of an agent by --agent.")
+
+    async def act(operator: "Operator") -> list[dict[str, Any]]:
+        agent_id = None if agent is None else AgentId(agent)
+        if agent_id is None or org is not None:
+            org_id = await operator.directory.find_org(str(org))
+        else:
+            org_id = OrgId((await operator.directory.show_agent(agent_id))["org_id"])
+        return await operator.identity.revoke_tokens(org_id, agent=agent_id)
+
+    revoked = [_named(row) for row in change(act)]
+    return listing("tokens", ("prefix", "name", "agent_id", "revoked_at"), revoked)
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """A token's row with its permissions by name beside the bitmap."""
+    return {**row, "permission_names": permission_names(row["permissions"])}
