@@ -138,7 +138,6 @@ def _in_order(body: bytes, values: dict[str, Raw]) -> tuple[tuple[bytes, bytes],
             raise _field_error(name, "ambiguous", f"`{name}` must be given once, and without escapes in its name.")
         if separator is None:
             separator = _SEPARATOR.match(body, _skip_value(body, start))
-        found.pop(name, None)
         found[name] = (spelling, value)
         position = separator.end() if separator is not None else len(body)
     return tuple(found.values())

@@ -198,7 +198,7 @@ def test_of_another_key_given_twice_the_last_value_goes_on() -> None:
 
     fields = dict(read_chat(body).fields)
 
-    assert fields == {b'"model"': b'"m"', b'"a"': b"1", b'"messages"': b"[{}]", b'"b"': b'"x"'}
+    assert fields == {b'"a"': b"1", b'"model"': b'"m"', b'"messages"': b"[{}]", b'"b"': b'"x"'}
 
 
 @pytest.mark.parametrize(
