@@ -28,6 +28,9 @@ class Table:
 
 View = str | Fields | Table
 
+_WIDEST = 2000
+"""Columns a table may take (characters); beyond, cells are cut."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -152,13 +155,14 @@ def _show_rich(view: Fields | Table) -> None:
     if isinstance(view, Fields):
         table = RichTable.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+        table.add_column(no_wrap=True)
         rows: Iterable[Sequence[object]] = view.facts.items()
     else:
         table = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         for column in view.columns:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(column), no_wrap=True)
         rows = view.rows
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    Console(file=sys.stdout, highlight=False).print(table)
+    # as wide as the table is: a terminal wraps a whole line so that it can be copied, rich would fold each cell
+    Console(file=sys.stdout, highlight=False, width=_WIDEST).print(table)

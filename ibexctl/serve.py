@@ -60,7 +60,6 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
     is_sandbox = node.llm_mode == "sandbox"
     stores = {store: _describe_store(settings, *names) for store, names in _STORES.items()}
     data = {
-        "address": node.url,
         "url": node.url,
         "metrics_url": node.metrics_url,
         "version": node.version,

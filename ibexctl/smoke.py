@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ibex.domain.identity import DEV_AGENT_ID, DEV_TOKEN, AgentId, parse_uuid
-from ibex.errors import IbexError, OperatorError, ServerNotRunning
+from ibex.errors import ConfigurationError, OperatorError, ServerNotRunning, StoreError
 from ibexctl.command import command
 from ibexctl.operation import operate, read_settings
-from ibexctl.output import Answer, Table, note
+from ibexctl.output import Answer, Table
 from ibexctl.proxy import Proxy, Reply
 
 if TYPE_CHECKING:
@@ -121,7 +120,9 @@ def smoke(
         raise typer.BadParameter(f"{agent!r} is not an agent's id.", param_hint="--agent")
     if not self_contained:
         return _answer(_smoke(Run(Proxy(addr.rstrip("/"), token, agent), read_settings()), AgentId(agent_id), model))
-    with _own_server() as (address, settings):
+    from ibexctl.trial import own_server
+
+    with own_server() as (address, settings):
         proxy = Proxy(address, DEV_TOKEN, str(DEV_AGENT_ID))
         return _answer(_smoke(Run(proxy, settings), DEV_AGENT_ID, model))
 
@@ -172,7 +173,7 @@ def _check_completion(run: Run, model: str) -> str:
         raise OperatorError("The reply has no choice with a message.", hint="Is OPENAI_BASE_URL right?") from None
     _expect(content)
     run.upstream = _name_upstream(reply, body)
-    return f"from {run.upstream}" if run.upstream == "OpenAI" else f"from {run.upstream}: a stand-in, not OpenAI"
+    return _UPSTREAMS[run.upstream]
 
 
 def _check_stream(run: Run, model: str) -> str:
@@ -201,86 +202,57 @@ def _expect(content: Any) -> None:
         )
 
 
+_UPSTREAMS = {
+    "openai": "real OpenAI completion received and validated",
+    "sandbox": "from the ibex sandbox: a stand-in, not OpenAI",
+    "other": "from an OpenAI-compatible upstream: a stand-in, not OpenAI",
+}
+
+
 def _name_upstream(reply: Reply, body: Any) -> str:
     """Who answered, by what only that upstream says."""
     if str(body.get("system_fingerprint") or "").startswith("ibex-sandbox"):
-        return "the ibex sandbox"
-    return "OpenAI" if "openai-processing-ms" in reply.headers else "an OpenAI-compatible upstream"
+        return "sandbox"
+    return "openai" if "openai-processing-ms" in reply.headers else "other"
 
 
 def _check_record(run: Run, agent_id: AgentId) -> str:
-    _require_store_access(run.settings)
-
     async def look(operator: "Operator") -> str:
         import asyncio
 
         deadline = time.monotonic() + RECORD_SECONDS
         while True:
-            problem = await _record_problem(operator, run.session_id, agent_id)
+            problem = await _find_fault(operator, run.session_id, agent_id)
             if problem is None:
                 return "2 checkpoints and 2 traces, all whole"
             if time.monotonic() > deadline:
                 raise OperatorError(problem, hint="See `ibexctl status` and the recorder's log: a store may be away.")
             await asyncio.sleep(0.1)
 
-    return operate(look, settings=run.settings, clickhouse=True)
-
-
-def _require_store_access(settings: "Settings") -> None:
-    """Embedded stores are within reach only while their server runs here: engines started for this would be empty."""
     from ibex.engines.addresses import resolve_addresses
 
     try:
-        resolve_addresses(settings)
-    except ServerNotRunning as error:
+        # embedded stores are within reach while their server runs here: those started for this would be empty
+        resolve_addresses(run.settings)
+        return operate(look, settings=run.settings, clickhouse=True)
+    except (ServerNotRunning, ConfigurationError, StoreError) as error:
         raise _NoStoreAccess(error.message) from None
 
 
-async def _record_problem(operator: "Operator", session_id: str, agent_id: AgentId) -> str | None:
+async def _find_fault(operator: "Operator", session_id: str, agent_id: AgentId) -> str | None:
     """What is missing in the record of the two turns; None when all is there."""
-    raise NotImplementedError
+    from ibex.errors import UnknownEntity
 
-
-@contextmanager
-def _own_server() -> "Iterator[tuple[str, Settings]]":
-    """A server on a free port and a new data directory against the sandbox; stopped and removed afterwards."""
-    import subprocess
-    import sys
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    from ibex.config import EMBEDDED, child_environment
-
-    with TemporaryDirectory(prefix="ibex-smoke-") as directory:
-        stores = dict.fromkeys(("postgres_dsn", "postgres_admin_dsn", "redis_url", "clickhouse_dsn"), EMBEDDED)
-        settings = read_settings(
-            env="development",
-            host="127.0.0.1",
-            port=0,
-            workers=1,
-            data_dir=Path(directory),
-            llm_mode="sandbox",
-            **stores,
-        )
-        note("Starting a server of its own; the first start takes up to 40 s …")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "ibexctl", "serve", "--json"],
-            env=child_environment(settings, with_provider_keys=False),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield _address_of(server), settings
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
-
-
-def _address_of(server: Any) -> str:
-    """The address in the one object that `serve --json` prints when it is ready."""
-    line = server.stdout.readline()
     try:
-        return str(json.loads(line)["address"])
-    except (ValueError, KeyError):
-        server.wait(timeout=60)
-        raise IbexError("The server did not start; its own words are above.") from None
+        found: dict[str, Any] = await operator.sessions.show(session_id, agent_id)
+    except UnknownEntity:
+        return "The session has no checkpoint."
+    checkpoints = found["checkpoints"]
+    traces = await operator.traces.list(org_ids=await operator.all_org_ids(), agent=agent_id, session=session_id)
+    if [row["turn_index"] for row in checkpoints] != [0, 1]:
+        return f"The session has {len(checkpoints)} checkpoints, not turns 0 and 1."
+    if not all(row["is_complete"] for row in checkpoints):
+        return "A checkpoint is marked incomplete though its reply was whole."
+    if {row["turn_id"] for row in traces} != {row["turn_id"] for row in checkpoints}:
+        return f"The session has {len(traces)} traces that do not match its 2 checkpoints."
+    return None if all(row["outcome"] == "ok" for row in traces) else "A trace's outcome is not ok."

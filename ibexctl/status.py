@@ -36,7 +36,7 @@ def status() -> Answer:
     }
     rows = [
         (
-            process.title,
+            process.name,
             process.pid,
             process.is_up,
             format_span(process.uptime_seconds),

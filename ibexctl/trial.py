@@ -1,0 +1,70 @@
+"""A server for one trial: on a free port, with embedded stores in a new data directory, against the sandbox."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ibex.config import EMBEDDED, Settings, child_environment
+from ibex.engines.datadir import DataDirectory
+from ibex.engines.postgres_home import find_home
+from ibex.errors import OperatorError
+from ibexctl.operation import read_settings
+from ibexctl.output import note
+
+_STOP_SECONDS = 60.0
+_STORES = ("postgres_dsn", "postgres_admin_dsn", "redis_url", "clickhouse_dsn")
+
+
+@contextmanager
+def own_server() -> Iterator[tuple[str, Settings]]:
+    """Its address and settings while it runs; afterwards it and its data are gone."""
+    with TemporaryDirectory(prefix="ibex-trial-") as directory:
+        settings = read_settings(
+            env="development",
+            host="127.0.0.1",
+            port=0,
+            workers=1,
+            data_dir=Path(directory),
+            llm_mode="sandbox",
+            **dict.fromkeys(_STORES, EMBEDDED),
+        )
+        note("Starting a server for this trial; that takes some seconds …")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "ibexctl", "serve", "--json"],
+            env=child_environment(settings, with_provider_keys=False),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield _address_of(server), settings
+        finally:
+            _stop(server)
+            find_home(DataDirectory(settings.data_dir)).remove()
+
+
+def _address_of(server: subprocess.Popen[str]) -> str:
+    """The address in the one object that `serve --json` prints when it is ready, or the reason why it is not."""
+    line = server.stdout.readline() if server.stdout is not None else ""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        raise OperatorError("The server did not start.", hint="Its own words are above.") from None
+    if "error" in said:
+        raise OperatorError(said["error"]["message"], hint=said["error"]["hint"])
+    return str(said["url"])
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    try:
+        server.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    if server.stdout is not None:
+        server.stdout.close()
