@@ -117,19 +117,17 @@ async def open_worker(
 
 
 @asynccontextmanager
-async def open_recorder(settings: Settings, *, metrics: Metrics) -> AsyncIterator[Recorder]:
-    """Open what the recorder needs; a store that is away delays nothing here."""
+async def open_recorder(settings: Settings, *, metrics: Metrics) -> AsyncIterator[tuple[Recorder, TraceStore]]:
+    """Open the recorder and what it needs; a store that is away delays nothing here."""
     addresses = resolve_addresses(settings)
     async with AsyncExitStack() as stack:
         postgres = await _open_postgres(stack, addresses.postgres, "ibex recorder", 2, metrics)
         traces = await TraceStore.connect(addresses.clickhouse)
         stack.push_async_callback(traces.close)
-        yield Recorder(
-            settings,
-            journal_dir=settings.journal_dir,
-            sessions=SessionStore(postgres),
-            traces=traces,
-            metrics=metrics,
+        sessions = SessionStore(postgres)
+        yield (
+            Recorder(settings, journal_dir=settings.journal_dir, sessions=sessions, traces=traces, metrics=metrics),
+            traces,
         )
 
 

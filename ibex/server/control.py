@@ -49,7 +49,7 @@ class Control:
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._unheard: list[bytes] = []
         self._on_share: Callable[[bytes], None] | None = None
-        self.facts: dict[str, Any] = {}
+        self.read_facts: Callable[[], dict[str, Any]] = dict
         """Facts about this process that `ibexctl status` shows; they travel with the metrics, once a second."""
         self.on_adopt: Callable[[int], None] = lambda _slot: None
         self.on_release: Callable[[int], None] = lambda _slot: None
@@ -93,7 +93,10 @@ class Control:
         return text
 
     async def node_status(self) -> dict[str, Any]:
-        """What `ibexctl status` shows, as a dict; empty when there is no supervisor or it does not answer."""
+        """What `ibexctl status` shows, as a dict, and under `recorder` what the recorder says about itself.
+
+        Empty when there is no supervisor or it does not answer.
+        """
         if self._channel is None:
             return {}
         try:
@@ -113,7 +116,7 @@ class Control:
     def report(self) -> None:
         """Send the metrics and facts as they are now."""
         if self._channel is not None:
-            self._channel.offer(Report(self._metrics.snapshot(), self.facts))
+            self._channel.offer(Report(self._metrics.snapshot(), self.read_facts()))
 
     async def report_forever(self) -> None:
         """Report once a second, until cancelled."""

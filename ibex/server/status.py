@@ -63,8 +63,24 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         return plain
 
 
-def resident_bytes(pid: int) -> int | None:
-    """A process's resident memory, from /proc."""
+def describe_process(
+    name: str, pid: int | None, is_up: bool, age: float, restarts: int = 0, facts: dict[str, Any] | None = None
+) -> ProcessStatus:
+    """One process as it is now; what it uses is read from /proc."""
+    is_seen = is_up and pid is not None
+    return ProcessStatus(
+        name=name,
+        title=(_title(pid) if is_seen and name == "engine postgres" else None) or f"ibex: {name}",
+        pid=pid if is_up else None,
+        is_up=is_up,
+        uptime_seconds=age if is_up else None,
+        restarts=restarts,
+        memory_bytes=_resident_bytes(pid) if is_seen else None,
+        facts=facts or {},
+    )
+
+
+def _resident_bytes(pid: int | None) -> int | None:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -72,13 +88,12 @@ def resident_bytes(pid: int) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def process_title(pid: int) -> str | None:
-    """How `ps` shows a process, from /proc."""
+def _title(pid: int | None) -> str | None:
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return None
-    return " ".join(command.rstrip(b"\0").decode(errors="replace").split("\0")).strip() or None
+    return command.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace") or None
 
 
 class ControlSocket:

@@ -5,43 +5,39 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from ibex import __version__
-from ibex.config import Settings, child_environment
+from ibex.config import Settings
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.errors import OperatorError
-from ibex.server.children import Child, Program
+from ibex.server.children import Child
 from ibex.server.databases import prepare_databases
 from ibex.server.engine_watch import EngineWatch
 from ibex.server.keeping import Keeper
+from ibex.server.launching import WORKER, Launcher
 from ibex.server.messages import AnyMessage, MetricsAnswer, MetricsQuestion, Report, StatusAnswer, StatusQuestion
 from ibex.server.node_metrics import MetricsEndpoint, NodeMetrics
 from ibex.server.process import begin_process
 from ibex.server.recorder import DRAIN_SECONDS
 from ibex.server.sockets import open_listening_sockets, url_of
-from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, process_title, resident_bytes
+from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, describe_process
 from ibex.server.workers import WorkerPool
 from ibex.telemetry import configure_logging, spawn
 
 log = logging.getLogger("ibex.supervisor")
 
 SANDBOX_DRAIN_SECONDS = 1.0
-_PYTHON = (sys.executable, "-P", "-m")
 
 
 class Supervisor:
     """One node. `run` returns when it was told to stop and nothing it started is left.
 
-    `reload` reads the settings anew for a rolling restart. `worker` is the command of a worker process, to which the
-    arguments of `ibex.server.worker` are added.
+    `reload` reads the settings anew for a rolling restart; `worker` is Launcher's.
     """
 
     def __init__(
@@ -52,13 +48,12 @@ class Supervisor:
         on_ready: Callable[[NodeStatus], None] = lambda _status: None,
         reload: Callable[[], Settings] | None = None,
         has_recorder: bool = True,
-        worker: tuple[str, ...] = (*_PYTHON, "ibex.server.worker"),
+        worker: Sequence[str] = WORKER,
     ) -> None:
         self._settings = settings
         self._on_progress = on_progress
         self._on_ready = on_ready
         self._reload = reload or (lambda: settings)
-        self._worker_command = worker
         self._directory = DataDirectory(settings.data_dir)
         self._is_first_start = not self._directory.run_dir.exists()
         self._started_at = datetime.now(UTC)
@@ -68,9 +63,16 @@ class Supervisor:
         self._endpoint = MetricsEndpoint(self._metrics)
         self._engines = EmbeddedEngines(settings)
         self._watches: list[EngineWatch] = []
-        self._sandbox = Keeper("sandbox", self._launch_sandbox) if settings.resolved_llm_mode == "sandbox" else None
-        self._recorder = Keeper("recorder", self._launch_recorder) if has_recorder else None
-        self._pool = WorkerPool(settings.workers, self._launch_worker)
+        self._launcher = launcher = Launcher(
+            settings, self._directory, on_message=self._hear, on_end=self._forget, worker=worker
+        )
+        self._sandbox = (
+            Keeper("sandbox", launcher.sandbox, on_up=self._note_sandbox)
+            if settings.resolved_llm_mode == "sandbox"
+            else None
+        )
+        self._recorder = Keeper("recorder", launcher.recorder) if has_recorder else None
+        self._pool = WorkerPool(settings.workers, launcher.worker)
         self._url = f"http://{settings.host}:{settings.port}"
         self._main: asyncio.Task[object] | None = None
         """The task of `run` while it starts: an early stop cancels it."""
@@ -103,7 +105,7 @@ class Supervisor:
 
     def status(self) -> NodeStatus:
         """How the node is."""
-        settings = self._settings
+        settings = self._launcher.settings
         return NodeStatus(
             version=__version__,
             env=settings.env,
@@ -111,7 +113,7 @@ class Supervisor:
             metrics_url=self._endpoint.url or f"{self._url}/metrics",
             data_dir=str(self._directory.path),
             llm_mode=settings.resolved_llm_mode,
-            upstream=self._upstream,
+            upstream=self._launcher.upstream,
             started_at=self._started_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             uptime_seconds=time.monotonic() - self._started,
             start_seconds=self._start_seconds,
@@ -173,7 +175,7 @@ class Supervisor:
             await self._endpoint.start(settings.metrics_host, settings.metrics_port)
 
     async def _drain_workers(self) -> None:
-        await self._pool.stop(self._settings.drain_seconds)
+        await self._pool.stop(self._launcher.settings.drain_seconds)
 
     async def _end_roll(self) -> None:
         if self._roll is not None:
@@ -187,38 +189,12 @@ class Supervisor:
         except OperatorError as error:
             log.error("settings are wrong; nothing was changed", extra={"reason": error.message})
             return
-        fixed = ("data_dir", "host", "port", "workers", "metrics_host", "metrics_port", "llm_mode")
-        changed = [name for name in fixed if getattr(settings, name) != getattr(self._settings, name)]
-        if changed:
-            log.warning("some settings need a full restart", extra={"settings": ", ".join(changed)})
-        kept = {name: getattr(self._settings, name) for name in fixed}
-        self._settings = settings.model_copy(update=kept)
-        await self._pool.replace_all(self._settings.drain_seconds)
+        ignored = self._launcher.change(settings)
+        if ignored:
+            log.warning("some settings need a full restart", extra={"settings": ", ".join(ignored)})
+        await self._pool.replace_all(settings.drain_seconds)
 
-    # Launching
-
-    async def _launch(self, program: Program) -> Child:
-        child = await Child.start(program, self._hear, self._forget)
-        self._directory.record_child(program.name, child.pid)
-        return child
-
-    async def _launch_worker(self, slot: int, sockets: Sequence[socket.socket]) -> Child:
-        settings = self._settings.model_copy(update={"openai_base_url": self._upstream})
-        listen = ",".join(str(sock.fileno()) for sock in sockets)
-        command = (*self._worker_command, "--slot", str(slot), "--listen", listen)
-        environment = child_environment(settings, with_provider_keys=True)
-        return await self._launch(Program(f"worker {slot}", command, environment, sockets))
-
-    async def _launch_recorder(self) -> Child:
-        return await self._launch_module("recorder")
-
-    async def _launch_sandbox(self) -> Child:
-        port = urlsplit(self._upstream).port or 0  # the same again: workers know it
-        return await self._launch_module("sandbox", "--port", str(port))
-
-    async def _launch_module(self, name: str, *arguments: str) -> Child:
-        environment = child_environment(self._settings, with_provider_keys=False)
-        return await self._launch(Program(name, (*_PYTHON, f"ibex.server.{name}", *arguments), environment))
+    # What children say
 
     def _hear(self, child: Child, message: AnyMessage) -> None:
         self._pool.hear(child, message)
@@ -228,22 +204,24 @@ class Supervisor:
             case MetricsQuestion(number):
                 child.send(MetricsAnswer(number, self._metrics.render()))
             case StatusQuestion(number):
-                child.send(StatusAnswer(number, self.status().as_dict()))
+                child.send(StatusAnswer(number, {**self.status().as_dict(), "recorder": self._recorder_facts}))
             case _:
                 pass
 
     def _forget(self, child: Child) -> None:
         self._pool.forget(child)
         self._metrics.retire(child)
-        self._directory.forget_child(child.pid)
+
+    def _note_sandbox(self) -> None:
+        if self._sandbox is not None and self._sandbox.child is not None:
+            self._launcher.sandbox_url = str(self._sandbox.child.facts["base_url"])
 
     # What there is
 
     @property
-    def _upstream(self) -> str:
-        """Where chats go: the sandbox, when it stands in for a provider."""
-        child = self._sandbox.child if self._sandbox is not None else None
-        return str(child.facts.get("base_url", "")) if child is not None else self._settings.openai_base_url
+    def _recorder_facts(self) -> dict[str, object]:
+        child = self._recorder.child if self._recorder is not None else None
+        return child.facts if child is not None else {}
 
     def _keepers(self) -> list[Keeper]:
         return [*self._pool.keepers, *(keeper for keeper in (self._recorder, self._sandbox) if keeper is not None)]
@@ -256,14 +234,16 @@ class Supervisor:
             yield f"engine {watch.engine.name}", watch.is_up
 
     def _processes(self) -> Iterator[ProcessStatus]:
-        yield _process("supervisor", os.getpid(), True, time.monotonic() - self._started)
+        yield describe_process("supervisor", os.getpid(), True, time.monotonic() - self._started)
         for keeper in self._keepers():
             child = keeper.child
             if child is not None:
-                yield _process(keeper.name, child.pid, keeper.is_up, child.lifetime, keeper.restarts, child.facts)
+                yield describe_process(
+                    keeper.name, child.pid, keeper.is_up, child.lifetime, keeper.restarts, child.facts
+                )
         for watch in self._watches:
             age = time.monotonic() - watch.started
-            yield _process(f"engine {watch.engine.name}", watch.engine.pid, watch.is_up, age, watch.restarts)
+            yield describe_process(f"engine {watch.engine.name}", watch.engine.pid, watch.is_up, age, watch.restarts)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -276,21 +256,6 @@ class Supervisor:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
-
-
-def _process(
-    name: str, pid: int | None, is_up: bool, age: float, restarts: int = 0, facts: dict[str, object] | None = None
-) -> ProcessStatus:
-    return ProcessStatus(
-        name=name,
-        title=(process_title(pid) if is_up and pid is not None else None) or f"ibex: {name}",
-        pid=pid if is_up else None,
-        is_up=is_up,
-        uptime_seconds=age if is_up else None,
-        restarts=restarts,
-        memory_bytes=resident_bytes(pid) if is_up and pid is not None else None,
-        facts=facts or {},
-    )
 
 
 async def side_by_side(*starts: Awaitable[None]) -> None:

@@ -26,6 +26,7 @@ class SmallServer:
         self._heard: list[str] = []
         self._handler = web.Server(self._answer)
         self._listeners: dict[socket.socket, asyncio.Server] = {}
+        control.read_facts = lambda: {"listeners": len(self._listeners)}
         control.on_share = lambda payload: self._heard.append(payload.decode())
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -35,11 +36,9 @@ class SmallServer:
     async def accept_on(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self._listeners[sock] = await loop.create_server(self._handler, sock=sock, backlog=4096)
-        self._control.facts["listeners"] = len(self._listeners)
 
     async def release(self, sock: socket.socket) -> None:
         self._listeners.pop(sock).close()
-        self._control.facts["listeners"] = len(self._listeners)
 
     async def drain(self, seconds: float) -> None:
         for listener in self._listeners.values():
