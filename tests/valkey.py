@@ -1,6 +1,5 @@
 """A Valkey of a test's own, to stop, freeze and reconfigure as the shared one may not be."""
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -9,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -88,10 +87,3 @@ async def open_lane(url: str, *, deadline: float = 1.0) -> AsyncIterator[RedisLa
         yield lane
     finally:
         await lane.close()
-
-
-async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Wait for what must become true."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

@@ -94,8 +94,8 @@ class Claim:
     _owner: "Idempotency" = field(repr=False)
     key: bytes
     owner: bytes
-    request: bytes
-    secrets: _Secrets
+    request: bytes = field(repr=False)
+    secrets: _Secrets = field(repr=False)
 
     async def store(self, reply: StoredReply) -> bool:
         """Keep the answer for 24 h. False when that failed: the answer is given all the same, the key is lost."""
@@ -128,12 +128,12 @@ class Idempotency:
         claim = Claim(self, redis_key, turn_id.bytes, secrets.fingerprint(principal, body_sha256), secrets)
         try:
             found = await self._store.claim(claim.key, claim.owner, claim.request)
-        except StoreError as error:
+        except (StoreError, asyncio.CancelledError) as error:
+            self._store.free(claim.key, claim.owner)  # the claim may have been made, and nobody will answer it
+            if not isinstance(error, StoreError):
+                raise
             self._count("redis_error")
             raise ServiceDegraded("The Idempotency-Key cannot be honoured just now. Try again shortly.") from error
-        except asyncio.CancelledError:
-            self._store.free(claim.key, claim.owner)  # the claim may have been made, and nobody would renew it
-            raise
         match found.state:
             case KeyState.CLAIMED:
                 self._count("miss")

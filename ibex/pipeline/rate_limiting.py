@@ -117,9 +117,13 @@ class RateLimiter:
     async def run(self) -> NoReturn:
         """Tell Redis every 15 s that this node is there, and learn how many share the limits."""
         while True:
-            with suppress(StoreError):  # the nodes last seen are the best guess while Redis is away
-                self._nodes = await count_nodes(self._lane, self._node_id)
+            await self.beat()
             await asyncio.sleep(BEAT_SECONDS)
+
+    async def beat(self) -> None:
+        """Tell Redis once that this node is there; while Redis is away, the nodes last seen are the best guess."""
+        with suppress(StoreError):
+            self._nodes = await count_nodes(self._lane, self._node_id)
 
     def _send(self) -> None:
         demands, self._demands = self._demands, {}

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ibex.errors import ConfigurationError, StoreError, StoreRefused, StoreUnavailable
 from ibex.stores.redis import RedisLane, Script
 from ibex.stores.redis_connection import RedisAddress, open_connection
-from tests.valkey import Valkey, open_lane, run_valkey, until
+from tests.valkey import Valkey, open_lane, run_valkey
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ async def test_binary_arguments_and_numbers_arrive_as_they_are(valkey: Valkey) -
 
 async def test_a_missed_deadline_leaves_the_order_of_replies_intact(valkey: Valkey) -> None:
     async with open_lane(valkey.url) as lane:
-        slow = asyncio.ensure_future(lane.call("BLPOP", "no such list", "0.2", deadline=0.02))  # noqa: TID251
-        patient = [asyncio.ensure_future(lane.call("ECHO", f"{n}")) for n in range(3)]  # noqa: TID251
+        slow = asyncio.ensure_future(lane.call("BLPOP", "no such list", "0.2", deadline=0.02))
+        patient = [asyncio.ensure_future(lane.call("ECHO", f"{n}")) for n in range(3)]
         with pytest.raises(StoreUnavailable):
             await slow
         assert not any(call.done() for call in patient)
@@ -125,7 +126,7 @@ def test_an_answer_that_lies_in_the_socket_after_a_stall_counts(
         with ours, theirs:
             async with open_lane(valkey.url, deadline=0.02) as lane:
                 for _ in range(8):
-                    call = asyncio.ensure_future(lane.call("ECHO", "there"))  # noqa: TID251
+                    call = asyncio.ensure_future(lane.call("ECHO", "there"))
                     loop.add_reader(ours, lambda: (ours.recv(1), time.sleep(0.04)))
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
@@ -150,7 +151,7 @@ def test_a_frozen_redis_fails_calls_loses_the_connection_and_comes_back(
                 assert not lane.is_connected
                 with pytest.raises(StoreUnavailable):
                     await lane.call("PING")
-            await until(lambda: lane.is_connected)
+            await eventually(lambda: lane.is_connected)
             assert await lane.call("ECHO", "back", deadline=1) == b"back"
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -174,7 +175,7 @@ async def test_a_redis_that_is_not_there_is_found_when_it_comes() -> None:
             with pytest.raises(StoreUnavailable):
                 await lane.call("PING")
             late.start()
-            await until(lambda: lane.is_connected)
+            await eventually(lambda: lane.is_connected)
             assert await lane.call("PING") == b"PONG"
             late.stop()
             with pytest.raises(StoreUnavailable):
@@ -183,7 +184,7 @@ async def test_a_redis_that_is_not_there_is_found_when_it_comes() -> None:
 
 async def test_calls_on_their_way_fail_when_the_lane_is_closed(valkey: Valkey) -> None:
     async with open_lane(valkey.url) as lane:
-        call = asyncio.ensure_future(lane.call("BLPOP", "no such list", "10"))  # noqa: TID251
+        call = asyncio.ensure_future(lane.call("BLPOP", "no such list", "10"))
         await asyncio.sleep(0.01)
     with pytest.raises(StoreUnavailable):
         await call
@@ -220,7 +221,7 @@ async def test_a_server_that_babbles_is_left(tmp_path: Path, babble: bytes) -> N
             assert await lane.call("PING") == b"PONG"
         except StoreUnavailable:
             assert babble[:1] != b"+"
-        await until(lambda: not lane.is_connected)
+        await eventually(lambda: not lane.is_connected)
 
 
 async def test_a_script_is_sent_again_when_redis_forgot_it(valkey: Valkey) -> None:
