@@ -1,9 +1,10 @@
-"""Write what the documents say of settings, metrics and errors from the code that defines them.
+"""Write what the documents say of settings, metrics, errors and modules from the code that defines them.
 
 `.env.example` is written whole; in docs/ only the part between the two `generated` markers. With `--check` nothing is
 written: the exit status is 1 and the stale files are named when one of them differs.
 """
 
+import ast
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -103,6 +104,26 @@ def _below(error: type[RequestError]) -> Iterator[type[RequestError]]:
         yield from _below(child)
 
 
+def module_list() -> str:
+    """Every module by package, with the sentence it opens with."""
+    parts = []
+    for top in ("ibex", "ibexctl"):
+        for directory in sorted({path.parent for path in (ROOT / top).rglob("*.py")}):
+            name = directory.relative_to(ROOT)
+            modules = sorted(path for path in directory.glob("*.py") if path.stem != "__init__")
+            rows = [(f"`{path.name}`", first_sentence(path)) for path in modules]
+            parts.append(
+                f"### `{name}/`\n\n{first_sentence(directory / '__init__.py')}\n\n{table(('Module', ''), rows)}"
+            )
+    return "\n\n".join(parts)
+
+
+def first_sentence(path: Path) -> str:
+    """A module's first paragraph, on one line."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return " ".join(docstring.partition("\n\n")[0].split())
+
+
 def with_generated(path: Path, text: str) -> str:
     """A document with its generated part replaced."""
     document = path.read_text()
@@ -121,6 +142,7 @@ def main(arguments: list[str]) -> int:
         ("configuration.md", settings_tables()),
         ("metrics.md", metrics_table()),
         ("errors.md", errors_table()),
+        ("architecture.md", module_list()),
     ):
         wanted[docs / name] = with_generated(docs / name, text)
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
