@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -116,7 +117,7 @@ def _report(error: Exception, *, is_json: bool) -> int:
         show_error(f"{place}{error.strerror}.", _OS_HINTS.get(error.errno or 0), is_json=is_json)
     else:
         show_error(
-            f"Something unforeseen happened: {type(error).__name__}: {error}",
+            f"Something unforeseen happened: {type(error).__name__} at {_place_of(error)}.",
             "IBEX_LOG_LEVEL=debug shows the traceback; please report it.",
             is_json=is_json,
         )
@@ -125,6 +126,16 @@ def _report(error: Exception, *, is_json: bool) -> int:
 
         traceback.print_exception(error, file=sys.stderr)
     return FAILED
+
+
+def _place_of(error: Exception) -> str:
+    """Where it was raised. Its text is not shown: a driver's message can quote what it was given, secrets included."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "an unknown place"
+    )
 
 
 def _report_usage(error: typer.TyperException, *, is_json: bool) -> int:

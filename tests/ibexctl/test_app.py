@@ -127,10 +127,11 @@ def test_an_error_of_the_system_names_the_file(failing_version, capsys: pytest.C
 def test_the_unforeseen_is_one_line_and_a_traceback_only_when_asked(
     failing_version, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing_version(ZeroDivisionError("by zero"))
+    failing_version(ZeroDivisionError("postgres://ibex:secret@db/ibex"))
     assert run(["version"]) == 1
     shown = capsys.readouterr().err
-    assert "error: Something unforeseen happened: ZeroDivisionError: by zero\n" in shown
+    assert "error: Something unforeseen happened: ZeroDivisionError at test_app.py:" in shown
+    assert "secret" not in shown
     assert "IBEX_LOG_LEVEL=debug" in shown
     assert "Traceback" not in shown
     monkeypatch.setenv("IBEX_LOG_LEVEL", "debug")
