@@ -58,8 +58,10 @@ clean: ## Remove .venv and every cache; data stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-data: ## Remove the development data directory .ibex (stop ibex first)
-	@if [ -x $(BIN)/ibexctl ] && $(BIN)/ibexctl status >/dev/null 2>&1; then \
-		echo 'make: ibex is running on this data directory; stop it first' >&2; exit 1; fi
+	@if [ -x $(BIN)/ibexctl ] && IBEX_DATA_DIR=.ibex $(BIN)/ibexctl status >/dev/null 2>&1; then \
+		echo 'make: ibex is running on .ibex; stop it first' >&2; exit 1; fi
+	@home=$$(cat .ibex/postgres-home 2>/dev/null); \
+	 case "$$home" in /var/lib/ibex/?*) rm -rf -- "$$home" ;; esac # where PostgreSQL's data lies for root
 	rm -rf .ibex
 
 .PHONY: help
