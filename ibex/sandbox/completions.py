@@ -106,7 +106,7 @@ class Completion:
         }
 
     def _usage(self) -> Any:
-        if self._controls.usage is not None:
+        if self._controls.usage is not msgspec.UNSET:
             return self._controls.usage
         prompt = self._request.prompt_tokens
         completion = max(1, (len(self._arguments or self._text) + 3) // 4) * (self._request.n or 1)

@@ -42,7 +42,7 @@ class Controls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     comments: int = 0
     """Comment lines before each event."""
     line_end: str = "\n"
-    usage: msgspec.Raw | None = None
+    usage: Any = msgspec.UNSET
     """The usage, whatever it is."""
     body: str | None = None
     """The whole body of a 200."""
