@@ -309,7 +309,9 @@ def test_everything_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     acknowledged: set[UUID] = set()
     for _ in range(20):
         ours, theirs = os.pipe()
-        process = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path), str(theirs)], pass_fds=[theirs])
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(tmp_path), str(theirs)], pass_fds=[theirs], cwd=Path(__file__).parents[2]
+        )
         os.close(theirs)
         select.select([ours], [], [], 20)  # it has begun
         deadline = time.monotonic() + random.uniform(0.0, 0.05)
