@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from ibex.config import Settings, load_settings
-from ibex.engines.addresses import StoreAddresses
+from ibex.engines.addresses import ALL_STORES, StoreAddresses
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.engines.postgres import OWNER, SUPERUSER
@@ -27,7 +27,9 @@ from ibex.stores.schema import postgres_migrator
 
 TEMPLATE = "ibex_template"
 
-_UNSAFE_AND_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "100"}
+UNSAFE_AND_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+"""For a PostgreSQL whose data may be lost with the machine."""
+
 _numbers = itertools.count(1)
 
 
@@ -54,7 +56,7 @@ def data_dir() -> Iterator[Path]:
     """A data directory of one test, with a path short enough for sockets; its engines must have been stopped."""
     path = Path(tempfile.mkdtemp(prefix="ibex-"))
     yield path
-    _remove(path)
+    remove_data_dir(path)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def settings_of(data_dir: Path) -> Settings:
     return load_settings({"IBEX_ENV_FILE": os.devnull, "IBEX_DATA_DIR": str(data_dir)})
 
 
-def _remove(data_dir: Path) -> None:
+def remove_data_dir(data_dir: Path) -> None:
     """Remove a data directory, and what PostgreSQL as root keeps outside it."""
     pointer = data_dir / "postgres-home"
     if pointer.exists():
@@ -76,12 +78,17 @@ def _remove(data_dir: Path) -> None:
     shutil.rmtree(data_dir, ignore_errors=True)
 
 
+def quick_engines(settings: Settings, stores: Collection[str] = ALL_STORES) -> EmbeddedEngines:
+    """The real engines, but for PostgreSQL's waiting for the disk."""
+    return EmbeddedEngines(settings, stores=stores, postgres_options=UNSAFE_AND_QUICK)
+
+
 @pytest.fixture(scope="session")
 def running_engines_session() -> Iterator[EmbeddedEngines]:
     """All embedded engines, running until the session's end."""
     data_dir = Path(tempfile.mkdtemp(prefix="ibex-"))
     try:
-        engines = EmbeddedEngines(settings_of(data_dir), postgres_options=_UNSAFE_AND_QUICK)
+        engines = quick_engines(settings_of(data_dir))
         with DataDirectory(data_dir).lock():
             run_apart(engines.start())
             try:
@@ -89,7 +96,7 @@ def running_engines_session() -> Iterator[EmbeddedEngines]:
             finally:
                 run_apart(engines.stop())
     finally:
-        _remove(data_dir)
+        remove_data_dir(data_dir)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class SmallServer:
             case "/slow":
                 await asyncio.sleep(float(request.query_string))
             case "/environment":
-                return web.json_response(dict(os.environ))  # noqa: TID251 (what the supervisor gave)
+                return web.json_response(dict(os.environ))
         return web.json_response({"slot": self._slot, "pid": os.getpid()}, headers={"Connection": "close"})
 
 
