@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ibex.runtime import Operator
 
 EXPECTED = "IBEX_OK"
-RECORD_SECONDS = 10.0
+RECORD_SECONDS = 30.0
 """How long the recorder may take to deliver two turns before the check fails."""
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"

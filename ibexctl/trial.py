@@ -32,6 +32,8 @@ def own_server() -> Iterator[tuple[str, Settings]]:
             llm_mode="sandbox",
             **dict.fromkeys(_STORES, EMBEDDED),
         )
+        if settings.log_level == "info":
+            settings = settings.model_copy(update={"log_level": "warning"})
         note("Starting a server for this trial; that takes some seconds …")
         server = subprocess.Popen(
             [sys.executable, "-m", "ibexctl", "serve", "--json"],

@@ -15,7 +15,7 @@ proxy=${proxy%/}
 token=${IBEX_DEV_TOKEN:-ibex_dev_sk_LOCALDEVELOPMENTONLY}
 agent=${IBEX_DEV_AGENT_ID:-00000000-0000-0000-0000-000000000003}
 expected="IBEX_OK"
-record_seconds=10
+record_seconds=30
 
 fail() { # what happened, what to do
   printf 'FAIL: %s\n' "$1" >&2

@@ -1,0 +1,155 @@
+"""`ibexctl session` and `ibexctl trace`: what was recorded, as people and programs read it."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from ibex.domain.turns import Outcome, Turn
+from ibex.stores.clickhouse import TraceStore
+from ibex.stores.identity_admin import IdentityAdmin
+from ibex.stores.postgres import Postgres
+from ibex.stores.sessions import SessionStore
+from ibexctl.output import format_time
+from ibexctl.traces import stages
+from tests.tenants import Tenant, make_tenant
+
+DAWN = (int(time.time()) - 3600) * 1_000_000
+"""A whole second an hour ago (Unix microseconds): traces older than 90 days are dropped."""
+
+DAWN_WRITTEN = format_time(datetime.fromtimestamp(DAWN / 1_000_000, UTC))
+
+
+@pytest.fixture
+def tenants(ibexctl, on_stores: Mapping[str, str]) -> tuple[Tenant, Tenant]:
+    """Two organizations on migrated stores."""
+    assert ibexctl("migrate", "up").code == 0
+
+    async def make() -> tuple[Tenant, Tenant]:
+        postgres = await Postgres.connect(on_stores["IBEX_POSTGRES_ADMIN_DSN"], name="tests")
+        try:
+            admin = IdentityAdmin(postgres)
+            return await make_tenant(admin, "acme"), await make_tenant(admin, "other")
+        finally:
+            await postgres.close()
+
+    return asyncio.run(make())
+
+
+def record(stores: Mapping[str, str], *turns: Turn) -> None:
+    async def write() -> None:
+        postgres = await Postgres.connect(stores["IBEX_POSTGRES_DSN"], name="tests")
+        traces = await TraceStore.connect(stores["IBEX_CLICKHOUSE_DSN"])
+        try:
+            result = await SessionStore(postgres).record([turn for turn in turns if turn.has_checkpoint])
+            assert result.refused == []
+            await traces.insert(turns, str(uuid4()))
+        finally:
+            await traces.close()
+            await postgres.close()
+
+    asyncio.run(write())
+
+
+def test_a_session_is_shown_with_all_its_checkpoints_oldest_first(ibexctl, on_stores, tenants) -> None:
+    acme, _ = tenants
+    turns = [acme.make_turn("chat-1", started_at=DAWN + k, completed_at=DAWN + k, output_tokens=k) for k in range(60)]
+    record(on_stores, *turns)
+    shown = ibexctl("session", "show", "chat-1", "--agent", acme.agent_id, "--json").data
+    assert shown.keys() == {"session", "checkpoints"}
+    assert shown["session"]["external_id"] == "chat-1"
+    assert shown["session"]["turn_count"] == 60
+    assert [row["turn_index"] for row in shown["checkpoints"]] == list(range(60))
+    assert [row["output_tokens"] for row in shown["checkpoints"]] == list(range(60))
+    assert shown["checkpoints"][0]["turn_id"] == str(turns[0].turn_id)
+    assert shown["checkpoints"][0]["request_id"] == str(turns[0].request_id)
+    assert shown["checkpoints"][0]["completed_at"] == DAWN_WRITTEN
+
+    limited = ibexctl("session", "show", "chat-1", "--agent", acme.agent_id, "--limit", 2, "--json").data
+    assert [row["turn_index"] for row in limited["checkpoints"]] == [0, 1]
+    plain = ibexctl("session", "show", "chat-1", "--agent", acme.agent_id, "--limit", 1).out.splitlines()
+    assert plain[-2].startswith("turn_index\tcompleted_at\t")
+    assert plain[-1].startswith(f"0\t{DAWN_WRITTEN}\t")
+
+
+def test_a_session_that_is_not_there_is_said(ibexctl, tenants) -> None:
+    refused = ibexctl("session", "show", "nothing", "--agent", tenants[0].agent_id, "--json").error
+    assert "has no session of this name" in refused["message"]
+    assert refused["hint"]
+
+
+def test_traces_are_listed_newest_first_and_by_whose_they_are(ibexctl, on_stores, tenants) -> None:
+    acme, other = tenants
+    ours = [acme.make_turn(f"s-{k % 2}", requested_at=DAWN + k * 1000) for k in range(4)]
+    theirs = other.make_turn("s-0", requested_at=DAWN + 9_000)
+    record(on_stores, *ours, theirs)
+
+    def listed(*words: object) -> list[str]:
+        return [trace["turn_id"] for trace in ibexctl("trace", "list", *words, "--json").data["traces"]]
+
+    newest_first = [str(turn.turn_id) for turn in (theirs, *reversed(ours))]
+    assert listed() == newest_first
+    assert listed("--limit", 2) == newest_first[:2]
+    assert listed("--org", "acme") == newest_first[1:]
+    assert listed("--org", other.org_id) == newest_first[:1]
+    assert listed("--agent", acme.agent_id, "--session", "s-1") == [str(ours[3].turn_id), str(ours[1].turn_id)]
+    assert listed("--session", "none") == []
+
+
+def test_a_trace_is_shown_by_turn_and_by_request_with_its_stages(ibexctl, on_stores, tenants) -> None:
+    acme, _ = tenants
+    request_id = uuid4()
+    latencies = {
+        "auth_latency_us": 100,
+        "rate_limit_latency_us": 200,
+        "directive_latency_us": 50,
+        "overhead_latency_us": 500,
+        "provider_ttfb_ms": 40.0,
+        "total_latency_ms": 100.0,
+    }
+    turns = [
+        acme.make_turn(request_id=request_id, requested_at=DAWN, **latencies),
+        acme.make_turn(
+            request_id=request_id, requested_at=DAWN + 1000, outcome=Outcome.PROVIDER_ERROR, has_checkpoint=False
+        ),
+    ]
+    record(on_stores, *turns)
+    [trace] = ibexctl("trace", "show", turns[0].turn_id, "--json").data["traces"]
+    assert trace["requested_at"] == DAWN_WRITTEN
+    assert trace["auth_latency_us"] == 100
+    assert [(stage["name"], stage["start_ms"], stage["duration_ms"]) for stage in trace["stages"]] == [
+        ("auth", 0, 0.1),
+        ("rate_limit", 0.1, 0.2),
+        ("directive", 0.3, 0.05),
+        ("proxy", 0.35, 0.15),
+        ("provider", 0.5, 40.0),
+        ("relay", 40.5, 59.5),
+    ]
+    both = ibexctl("trace", "show", request_id, "--json").data["traces"]
+    assert [row["outcome"] for row in both] == ["ok", "provider_error"]
+    lines = ibexctl("trace", "show", turns[0].turn_id).out.splitlines()
+    assert lines[-2].split("\t")[:2] == ["relay", "59.500 ms"]
+    assert "█" in lines[-2]
+
+
+def test_a_trace_that_is_not_there_is_said(ibexctl, tenants) -> None:
+    nobody = uuid4()
+    assert ibexctl("trace", "show", nobody, "--json").error["message"] == (
+        f"There is no trace of a turn or request {nobody}."
+    )
+
+
+def test_a_turn_that_never_reached_the_provider_has_no_provider_stage() -> None:
+    trace = {
+        "auth_latency_us": 10,
+        "rate_limit_latency_us": 0,
+        "directive_latency_us": 0,
+        "overhead_latency_us": 5,
+        "provider_ttfb_ms": None,
+        "total_latency_ms": 0.02,
+    }
+    assert [stage["name"] for stage in stages(trace)] == ["auth", "rate_limit", "directive", "proxy"]
+    assert all(stage["duration_ms"] >= 0 for stage in stages(trace))
