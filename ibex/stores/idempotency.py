@@ -5,7 +5,8 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ibex.domain.identity import OrgId, TokenId
-from ibex.stores.redis import RedisLane, Script
+from ibex.stores.redis import RedisLane
+from ibex.stores.redis_connection import Argument
 
 CALL_SECONDS = 1.0
 """The deadline of a call: only requests that send a key wait for these."""
@@ -36,8 +37,9 @@ class Found(NamedTuple):
 
 
 # A key is a hash of `state` (running, done, too_large), `request` (the fingerprint), `owner` (while running) and
-# `reply` (when done). A lease that ran out is a key that is gone.
-_CLAIM = Script("""\
+# `reply` (when done). A lease that ran out is a key that is gone. The scripts are sent by their text: a digest that Redis
+# does not know costs a round trip, in which a later command of the same request would overtake this one.
+_CLAIM = """\
 local state, request, reply = unpack(redis.call('HMGET', KEYS[1], 'state', 'request', 'reply'))
 if not state then
   redis.call('HSET', KEYS[1], 'state', 'running', 'request', ARGV[2], 'owner', ARGV[1])
@@ -46,10 +48,10 @@ if not state then
 end
 if request ~= ARGV[2] then return {'other'} end
 return {state, reply}
-""")
+"""
 # Writing is fenced: by the owner, or where nobody holds the key, so that an answer whose lease ran out is kept unless
 # somebody else took the key. A finished key has no owner, so that a renewal that was under way cannot reopen it.
-_WRITE = Script("""\
+_WRITE = """\
 local owner, state = unpack(redis.call('HMGET', KEYS[1], 'owner', 'state'))
 if state and owner ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[3], 'request', ARGV[2])
@@ -61,11 +63,11 @@ else
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
-""")
-_FREE = Script("""\
+"""
+_FREE = """\
 if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
-""")
+"""
 
 
 def idempotency_key(org_id: OrgId, token_id: TokenId, client_key: str) -> bytes:
@@ -81,7 +83,7 @@ class IdempotencyStore:
 
     async def claim(self, key: bytes, owner: bytes, request: bytes) -> Found:
         """Take a key that is free for the lease's time, or say what it is; raises StoreError."""
-        state, *sealed = await _CLAIM.run(self._lane, (key,), (owner, request, LEASE_MS), deadline=CALL_SECONDS)
+        state, *sealed = await self._call(_CLAIM, key, owner, request, LEASE_MS)
         return Found(KeyState(state.decode()), sealed[0] if sealed else None)
 
     async def renew(self, key: bytes, owner: bytes, request: bytes) -> bool:
@@ -98,12 +100,14 @@ class IdempotencyStore:
 
     def free(self, key: bytes, owner: bytes) -> None:
         """Give a key back, at once and without waiting; where that fails, the lease runs out."""
-        _FREE.send(self._lane, _ignore, (key,), (owner,), deadline=CALL_SECONDS)
+        self._lane.send(_ignore, "EVAL", _FREE, 1, key, owner, deadline=CALL_SECONDS)
         self._lane.flush()
 
     async def _write(self, key: bytes, owner: bytes, request: bytes, state: str, ttl_ms: int, sealed: bytes) -> bool:
-        args = (owner, request, state, ttl_ms, sealed)
-        return bool(await _WRITE.run(self._lane, (key,), args, deadline=CALL_SECONDS))
+        return bool(await self._call(_WRITE, key, owner, request, state, ttl_ms, sealed))
+
+    async def _call(self, script: str, key: bytes, *args: Argument) -> Any:
+        return await self._lane.call("EVAL", script, 1, key, *args, deadline=CALL_SECONDS)
 
 
 def _ignore(_: Any) -> None:

@@ -107,8 +107,9 @@ async def test_of_many_at_once_one_is_sent(caller: Caller) -> None:
     assert sum(isinstance(fate, Claim) for fate in fates) == 1
 
 
-async def test_a_request_that_failed_may_be_sent_again(caller: Caller) -> None:
+async def test_a_request_that_failed_may_be_sent_again(caller: Caller, lane: RedisLane) -> None:
     for _ in range(2):
+        await lane.call("SCRIPT", "FLUSH")
         (await caller.claim()).free()
     assert caller.count("miss") == 2
 
@@ -236,7 +237,8 @@ async def test_freeing_a_key_that_another_took_leaves_it(caller: Caller, lane: R
         await caller.ask()
 
 
-async def test_a_caller_that_leaves_while_claiming_leaves_no_claim(caller: Caller) -> None:
+async def test_a_caller_that_leaves_while_claiming_leaves_no_claim(caller: Caller, lane: RedisLane) -> None:
+    await lane.call("SCRIPT", "FLUSH")
     asking = asyncio.ensure_future(caller.ask())
     await asyncio.sleep(0)
     asking.cancel()
