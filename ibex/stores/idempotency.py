@@ -37,8 +37,8 @@ class Found(NamedTuple):
 
 
 # A key is a hash of `state` (running, done, too_large), `request` (the fingerprint), `owner` (while running) and
-# `reply` (when done). A lease that ran out is a key that is gone. The scripts are sent by their text: a digest that Redis
-# does not know costs a round trip, in which a later command of the same request would overtake this one.
+# `reply` (when done). A lease that ran out is a key that is gone. The scripts are sent by their text: a digest that
+# Redis does not know costs a round trip, in which a later command of the same request would overtake this one.
 _CLAIM = """\
 local state, request, reply = unpack(redis.call('HMGET', KEYS[1], 'state', 'request', 'reply'))
 if not state then
