@@ -45,6 +45,7 @@ class AnswerReader:
     """
 
     __slots__ = (
+        "__weakref__",
         "_fields",
         "_framing",
         "_head",
@@ -143,6 +144,8 @@ class AnswerReader:
             if self._head_bytes + (end if end > 3 else len(data)) > MAX_HEAD_BYTES:
                 raise AnswerInvalid("The model provider's answer has too large a head.")
             if end <= 3:
+                if b"\n\n" in data:
+                    raise AnswerInvalid
                 self._head = data
                 return b""
             self._head_bytes += end
@@ -150,6 +153,8 @@ class AnswerReader:
             data, searched = data[end:], 0
             if self.status or not data:
                 self._head = b""
+                if self.status and self._framing is not Framing.CHUNKED:
+                    self._drop_parser()
                 return data
 
     def _feed_chunked(self, data: bytes) -> None:
@@ -162,11 +167,16 @@ class AnswerReader:
             self.is_reusable = False
         if self._since_body > MAX_HEAD_BYTES:
             raise AnswerInvalid("The model provider's answer has too much between its chunks.")
-        tail = (self._tail + data)[-6:]
-        self._tail = tail
-        # The parser skips line ends between two messages in silence; after the end they are bytes like any others.
-        if self.is_complete and (not tail.endswith(_HEAD_END) or tail == b"\r\n\r\n\r\n"):
-            self.is_reusable = False
+        self._tail = tail = (self._tail + data)[-6:]
+        if self.is_complete:
+            # The parser skips line ends between two messages in silence; after the end they are bytes like any others.
+            if not tail.endswith(_HEAD_END) or tail == b"\r\n\r\n\r\n":
+                self.is_reusable = False
+            self._drop_parser()
+
+    def _drop_parser(self) -> None:
+        """The parser refers back to this reader; without this only the garbage collector would end the two."""
+        del self._parser
 
     def _parse(self, data: bytes) -> None:
         try:

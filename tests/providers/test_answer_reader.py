@@ -1,5 +1,7 @@
 """One answer from bytes: recorded ones at every boundary, forged ones at none."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -152,6 +154,7 @@ FORGED = {
     "http/2": b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a line end first": b"\r\n" + OK + b"Content-Length: 0\r\n\r\n",
+    "bare lf": OK.replace(b"\r", b"") + b"Content-Length: 0\n\n",
     "nul in a value": OK + b"X: a\0b\r\nContent-Length: 0\r\n\r\n",
     "bare cr in a value": OK + b"X: a\rb\r\nContent-Length: 0\r\n\r\n",
     "folded value": OK + b"X: a\r\n b\r\nContent-Length: 0\r\n\r\n",
@@ -188,3 +191,16 @@ def test_a_coded_body_is_known(coding: bytes, is_coded: bool) -> None:
     reader = AnswerReader()
     reader.feed(OK + b"Content-Encoding: " + coding + b"\r\nContent-Length: 0\r\n\r\n")
     assert reader.is_coded is is_coded
+
+
+@pytest.mark.parametrize("answer", [OK + b"Content-Length: 2\r\n\r\nhi", CHUNKED + b"2\r\nhi\r\n0\r\n\r\n"])
+def test_a_reader_that_is_done_needs_no_garbage_collector(answer: bytes) -> None:
+    gc.disable()
+    try:
+        reader = AnswerReader()
+        reader.feed(answer)
+        ghost = weakref.ref(reader)
+        del reader
+        assert ghost() is None
+    finally:
+        gc.enable()
