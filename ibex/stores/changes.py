@@ -110,7 +110,7 @@ class ChangeFeed:
         cursor = int(first["cursor"])
         is_other = self._cursor is not None and (cursor < self._cursor or first["timeline"] != self._timeline)
         is_reset = is_start or is_other
-        found = {row["change_id"]: Change(row["kind"], row["entity_id"], row["changed_at"]) for row in rows if row["kind"] is not None}
+        found = {row["change_id"]: _change(row) for row in rows if row["kind"] is not None}
         fresh = () if is_reset else tuple(change for key, change in found.items() if key not in self._seen)
         self._cursor, self._timeline, self._seen = cursor, first["timeline"], frozenset(found)
         return Changes(is_reset, is_standby=False, rows=fresh)
@@ -119,6 +119,10 @@ class ChangeFeed:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _change(row: asyncpg.Record) -> Change:
+    return Change(row["kind"], row["entity_id"], row["changed_at"])
 
 
 _SESSION_SETTINGS = {

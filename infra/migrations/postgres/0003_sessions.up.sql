@@ -1,4 +1,4 @@
--- Conversations and the turns kept of them.
+-- Conversations and the turns kept of them. Times beyond the year 9999 are refused: clients could not read them.
 
 -- session_id is the uuid5 of (org_id, agent_id, external_id), so every process knows it without asking. No index holds
 -- last_turn_at, so that the update of each turn stays within its page (HOT).
@@ -10,7 +10,7 @@ create table ibex_core.sessions (
     status text not null default 'active' check (status in ('active', 'abandoned')),
     turn_count integer not null default 0 check (turn_count >= 0),
     created_at timestamptz not null default clock_timestamp(),
-    last_turn_at timestamptz not null,
+    last_turn_at timestamptz not null check (last_turn_at < '9999-01-01Z'),
     unique (org_id, agent_id, external_id),
     unique (org_id, agent_id, session_id),
     foreign key (org_id, agent_id) references ibex_core.agents (org_id, agent_id)
@@ -41,8 +41,8 @@ create table ibex_core.checkpoints (
     total_tokens bigint check (total_tokens >= 0),
     usage_source text not null check (usage_source in ('provider', 'none')),
     latency_ms double precision not null check (latency_ms >= 0),
-    started_at timestamptz not null,
-    completed_at timestamptz not null,
+    started_at timestamptz not null check (started_at < '9999-01-01Z'),
+    completed_at timestamptz not null check (completed_at < '9999-01-01Z'),
     recorded_at timestamptz not null default clock_timestamp(),
     messages bytea,
     completion bytea,
