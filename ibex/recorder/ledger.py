@@ -1,6 +1,7 @@
 """The recorder's own memory, in SQLite beside the journal: what each sink has, what is under way, what was refused."""
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from uuid import UUID
 
 from ibex.errors import StoreUnavailable
+
+log = logging.getLogger("ibex.recorder")
 
 DATABASE_NAME = "recorder.sqlite"
 _SCHEMA = """
@@ -87,7 +90,10 @@ class Ledger:
         self._path = directory / DATABASE_NAME
         try:
             self._database = self._connect()
+        except sqlite3.OperationalError:
+            raise  # locked, or no room: not damage
         except sqlite3.DatabaseError:
+            log.exception("the recorder's ledger is damaged and begun anew")
             self._path.replace(self._path.with_suffix(f".damaged-{time.time_ns()}"))
             for suffix in ("-wal", "-shm"):
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
@@ -100,6 +106,8 @@ class Ledger:
             database.execute("pragma journal_mode = wal")
             database.execute("pragma synchronous = normal")
             database.executescript(_SCHEMA)
+            if database.execute("pragma quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("quick_check failed")
         except sqlite3.DatabaseError:
             database.close()
             raise
