@@ -82,7 +82,8 @@ $(INSTALLED): requirements.lock requirements-uv.lock pyproject.toml
 		echo 'Making $(VENV) with $(PYTHON) …'; $(PYTHON) -m venv --clear $(VENV); }
 	@echo 'Installing uv …'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@echo "Installing $$(grep -c '^[a-z]' requirements.lock) locked packages; chdb alone is half a gigabyte, so the first time takes a while …"
+	@if [ -e $(BIN)/ibexctl ]; then echo 'Bringing $(VENV) up to the locks …'; \
+	 else echo "Installing $$(grep -c '^[a-z]' requirements.lock) locked packages; chdb alone is half a gigabyte, so this takes a while …"; fi
 	@export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
 	 [ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX; \
 	 $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
