@@ -1,12 +1,11 @@
-"""Both event loops for every test of the providers, and an upstream that says whatever a script says."""
+"""Both event loops for every test of the providers, and certificates that nobody else trusts."""
 
 import asyncio
 import datetime
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,88 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-Script = Callable[["Talk"], Awaitable[None]]
-
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-
-
-@dataclass
-class Talk:
-    """The upstream's end of one connection."""
-
-    number: int
-    """Connections are counted from 1."""
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    requests: list[bytes] = field(default_factory=list)
-    """All requests of all connections, heads and bodies."""
-
-    async def hear(self) -> bytes:
-        """The next request, head and body; ConnectionError or IncompleteReadError when there is none."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = next((int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length: ")), 0)
-        request = head + await self.reader.readexactly(length)
-        self.requests.append(request)
-        return request
-
-    async def say(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-
-    async def wait_for_end(self) -> None:
-        """Until the client has closed."""
-        try:
-            while await self.reader.read(1 << 16):
-                pass
-        except ConnectionError:
-            return
-
-
-@dataclass
-class Upstream:
-    """A server that follows a script on each connection."""
-
-    base_url: str
-    requests: list[bytes] = field(default_factory=list)
-    connections: int = 0
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set whenever a client has closed a connection that the script was waiting on."""
-
-
-@asynccontextmanager
-async def serve_script(script: Script, *, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
-    """Serve a script on each connection; whatever is still open at the end is cut."""
-    talks: set[asyncio.Task[None]] = set()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        talks.add(task)
-        upstream.connections += 1
-        try:
-            await script(Talk(upstream.connections, reader, writer, upstream.requests))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            upstream.ended.set()
-        except asyncio.CancelledError:
-            writer.transport.abort()
-        finally:
-            talks.discard(task)
-            writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=ssl_context)
-    port = server.sockets[0].getsockname()[1]
-    upstream = Upstream(f"{'http' if ssl_context is None else 'https'}://127.0.0.1:{port}/v1")
-    try:
-        yield upstream
-    finally:
-        server.close()
-        for task in tuple(talks):
-            task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        await server.wait_closed()
 
 
 @dataclass(frozen=True)
@@ -163,9 +83,3 @@ def _sign(
         .add_extension(extension, critical=False)
         .sign(signing_key, hashes.SHA256())
     )
-
-
-@pytest.fixture
-def upstream_for() -> Callable[..., object]:
-    """`async with upstream_for(script) as upstream`."""
-    return serve_script

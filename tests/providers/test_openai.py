@@ -3,8 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,13 +17,12 @@ from ibex.providers.openai import OpenAI
 from ibex.sandbox import Sandbox
 from ibex.telemetry import Metrics
 from ibex.telemetry.metrics import render_metrics
+from tests.providers.upstream import Talk, serve_script
 
 KEY = "sk-test-0123456789"
 DIRECTIVE = "Always answer in the style of a mountain goat."
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # the transport's own tests run on both loops
-
-UpstreamFor = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
@@ -119,13 +118,13 @@ async def test_a_stream_that_stalls_times_out(sandbox: Sandbox) -> None:
             [batch async for batch in reply.events()]
 
 
-async def test_an_event_held_for_its_lf_is_delivered_before_the_failure(upstream_for: UpstreamFor) -> None:
-    async def cut(talk: Any) -> None:
+async def test_an_event_held_for_its_lf_is_delivered_before_the_failure() -> None:
+    async def cut(talk: Talk) -> None:
         await talk.hear()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         await talk.say(head + b"9\r\ndata: a\n\r\r\n")
 
-    async with upstream_for(cut) as upstream, open_provider(upstream.base_url) as provider:
+    async with serve_script(cut) as upstream, open_provider(upstream.base_url) as provider:
         reply = await provider.complete(call(stream=True))
         events = []
         with pytest.raises(ProviderUnavailable):  # noqa: PT012
