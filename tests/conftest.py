@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ import redis
 
 from ibex.config import Settings, load_settings
 from ibex.engines.addresses import ALL_STORES, StoreAddresses
-from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.engines.postgres import OWNER, SUPERUSER
 from ibex.stores.schema import postgres_migrator
 
 TEMPLATE = "ibex_template"
 
-UNSAFE_AND_QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-"""For a PostgreSQL whose data may be lost with the machine."""
+UNSAFE_AND_QUICK = {"fsync": "off", "full_page_writes": "off"}
+"""For a PostgreSQL whose data survives its own death, but not the machine's."""
 
 _numbers = itertools.count(1)
 
@@ -51,12 +50,21 @@ def run_apart(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(coroutine)
 
 
+@contextmanager
+def new_data_dir() -> Iterator[Path]:
+    """A data directory with a path short enough for sockets; its engines must have been stopped when it is removed."""
+    path = Path(tempfile.mkdtemp(prefix="ibex-"))
+    try:
+        yield path
+    finally:
+        remove_data_dir(path)
+
+
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A data directory of one test, with a path short enough for sockets; its engines must have been stopped."""
-    path = Path(tempfile.mkdtemp(prefix="ibex-"))
-    yield path
-    remove_data_dir(path)
+    """A data directory of one test."""
+    with new_data_dir() as path:
+        yield path
 
 
 @pytest.fixture
@@ -86,17 +94,14 @@ def quick_engines(settings: Settings, stores: Collection[str] = ALL_STORES) -> E
 @pytest.fixture(scope="session")
 def running_engines_session() -> Iterator[EmbeddedEngines]:
     """All embedded engines, running until the session's end."""
-    data_dir = Path(tempfile.mkdtemp(prefix="ibex-"))
-    try:
+    with new_data_dir() as data_dir:
         engines = quick_engines(settings_of(data_dir))
-        with DataDirectory(data_dir).lock():
+        with engines.directory.lock():
             run_apart(engines.start())
             try:
                 yield engines
             finally:
                 run_apart(engines.stop())
-    finally:
-        remove_data_dir(data_dir)
 
 
 @pytest.fixture(scope="session")

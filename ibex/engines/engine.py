@@ -85,7 +85,7 @@ class Child:
 
     async def wait(self) -> int:
         """The exit code, once it has ended. Several may wait."""
-        if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError, AttributeError):  # not every system has pidfd_open
             await self._wait_for_descriptor()
         while (code := self._process.poll()) is None:  # noqa: ASYNC110 - a process gives no event elsewhere
             await asyncio.sleep(0.05)

@@ -54,6 +54,7 @@ class PostgresEngine(Engine):
     def __init__(
         self, directory: DataDirectory, environ: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> None:
+        """`options` are settings of postgresql.conf that win over ours."""
         super().__init__(directory, environ)
         self._options = dict(options or {})
         self._found: PostgresHome | None = None
@@ -123,6 +124,7 @@ class PostgresEngine(Engine):
                 *(str(home.programs / "initdb"), "-D", str(incoming), "--username", SUPERUSER),
                 *("--auth-local", "peer", "--auth-host", "reject", "--encoding", "UTF8", "--no-instructions"),
                 *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+                *(["--no-sync"] if self._options.get("fsync") == "off" else []),
             ]
         )
         statements = (
