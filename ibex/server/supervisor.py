@@ -248,7 +248,9 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.roll}
+        # to a server in a terminal SIGHUP says that the terminal is gone; to a service it says: read the settings again
+        on_hangup = self.stop if os.isatty(0) else self.roll
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: on_hangup}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:

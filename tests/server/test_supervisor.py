@@ -289,6 +289,16 @@ async def test_a_real_database_is_never_migrated_by_serve(settings: Settings, en
     assert "ibexctl migrate up" in (mismatch.value.hint or "")
 
 
+async def test_a_node_starts_without_clickhouse(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        away = f"clickhouse://ibex:secret@127.0.0.1:{nobody.getsockname()[1]}/ibex"
+
+    async with running(settings.model_copy(update={"clickhouse_dsn": Secret(away)})) as node:
+        assert len(await node.pids()) == 2
+
+    assert "clickhouse was not checked" in caplog.messages
+
+
 async def test_production_refuses_the_development_token_and_serves_its_metrics_apart(
     settings: Settings, postgres_database: Any
 ) -> None:
