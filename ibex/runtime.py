@@ -15,7 +15,7 @@ from ibex.domain.identity import OrgId
 from ibex.engines.addresses import StoreAddresses, resolve_addresses
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import running_engines
-from ibex.errors import ConfigurationError, ServerNotRunning
+from ibex.errors import ConfigurationError, ServerNotRunning, StoreUnavailable
 from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.changes import ChangeFollower
 from ibex.pipeline.directives import DirectiveBook
@@ -34,11 +34,16 @@ from ibex.stores.journal import Journal
 from ibex.stores.migrations import Migrator, find_migrations
 from ibex.stores.nudges import nudge_path
 from ibex.stores.postgres import Postgres
+from ibex.stores.rate_limits import check_eviction_policy
 from ibex.stores.redis import RedisLane
 from ibex.stores.redis_subscription import ChangeSubscription, publish_changes
 from ibex.stores.schema import postgres_migrator
 from ibex.stores.sessions import SessionStore
 from ibex.telemetry import Metrics, spawn
+
+
+IDEMPOTENCY_SECONDS = 1.0
+"""The deadline of the connection that carries kept replies: apart from the rate limit's, which they would hold up."""
 
 
 class Neighbours(Protocol):
@@ -84,9 +89,12 @@ async def open_worker(
         postgres = await _open_postgres(
             stack, addresses.postgres, f"ibex worker {slot}", settings.postgres_pool_size, metrics
         )
-        redis = RedisLane(addresses.redis, deadline=settings.redis_deadline_ms / 1000)
-        stack.push_async_callback(redis.close)
-        await redis.connect()
+        redis = await _open_lane(stack, addresses.redis, settings.redis_deadline_ms / 1000)
+        with contextlib.suppress(StoreUnavailable):  # away: its policy is judged at the next start
+            await check_eviction_policy(redis, settings)
+        replies = await _open_lane(stack, addresses.redis, IDEMPOTENCY_SECONDS)
+        rate_limiter = RateLimiter(redis, settings, metrics)
+        _run_until_closed(stack, rate_limiter.run(), "node heartbeat")
         follower = _follow_changes(stack, settings, addresses, metrics)
         authenticator = Authenticator(
             IdentityReader(postgres),
@@ -107,11 +115,11 @@ async def open_worker(
             redis=redis,
             follower=follower,
             authenticator=authenticator,
-            rate_limiter=RateLimiter(redis, settings, metrics),
+            rate_limiter=rate_limiter,
             directive_book=DirectiveBook(DirectiveReader(postgres), follower, metrics),
             providers=providers,
             router=Router(providers),
-            idempotency=Idempotency(redis, metrics),
+            idempotency=Idempotency(replies, metrics),
             journal=journal,
         )
 
@@ -253,6 +261,13 @@ async def _open_postgres(
     postgres = await Postgres.connect(dsn, name=name, max_size=max_size, metrics=metrics)
     stack.push_async_callback(postgres.close)
     return postgres
+
+
+async def _open_lane(stack: AsyncExitStack, url: str, deadline: float) -> RedisLane:
+    lane = RedisLane(url, deadline=deadline)
+    stack.push_async_callback(lane.close)
+    await lane.connect()
+    return lane
 
 
 def _follow_changes(

@@ -15,7 +15,7 @@ from ibex.domain.turns import mint_turn_id
 from ibex.errors import ProviderUnavailable, RequestError, ServiceDegraded, StoreUnavailable, ValidationFailed
 from ibex.pipeline.authentication import Authenticator, read_bearer
 from ibex.pipeline.directives import DirectiveBook
-from ibex.pipeline.idempotency import Claim, Idempotency, StoredReply, is_idempotency_key
+from ibex.pipeline.idempotency import MAX_REPLY_BYTES, Claim, Idempotency, StoredReply, is_idempotency_key
 from ibex.pipeline.rate_limiting import RateLimiter
 from ibex.pipeline.recording import OpenTurn, TurnFacts
 from ibex.pipeline.reply import Call, Reply
@@ -175,14 +175,16 @@ class ChatPipeline:
         await reply.write(b"")
         seen = StreamReader(hides_usage=turn.hides_usage)
         relayed: list[bytes] = []
-        last = b""
+        """What an Idempotency-Key would replay; beyond what is kept it need not grow."""
+        size, last = 0, b""
         async with aclosing(answer.events()) as reads:
             async for events in reads:
                 data, last = _sift(events, seen)
                 if data:
                     turn.note(data)
-                    if claim is not None:
+                    if claim is not None and size <= MAX_REPLY_BYTES:
                         relayed.append(data)
+                        size += len(data)
                     await reply.write(data)
                 if seen.error is not None:
                     raise ProviderUnavailable(answer.clean_text(_error_text(seen.error)))

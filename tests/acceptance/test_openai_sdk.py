@@ -87,7 +87,7 @@ def test_raw_headers_carry_the_turn(client: openai.OpenAI) -> None:
         ({"agent": "me"}, openai.BadRequestError, "VALIDATION_ERROR"),
         ({"model": ""}, openai.BadRequestError, "VALIDATION_ERROR"),
         ({"sandbox": {"status": 400}}, openai.BadRequestError, "INVALID_REQUEST"),
-        ({"sandbox": {"status": 404}}, openai.NotFoundError, "MODEL_NOT_FOUND"),
+        ({"model": "no-such-model-1"}, openai.NotFoundError, "MODEL_NOT_FOUND"),
         ({"sandbox": {"status": 429, "retry_after": "1000"}}, openai.RateLimitError, "RATE_LIMITED"),
         ({"sandbox": {"status": 401}}, openai.InternalServerError, "PROVIDER_UNAVAILABLE"),
     ],

@@ -254,7 +254,7 @@ async def test_when_the_turn_cannot_be_kept_the_end_never_leaves(edge: Edge, str
     assert len(edge.turns()) == 1
     writer.close()
     async with asyncio.timeout(20):
-        while (await edge.chat())[0] != 200:
+        while (await edge.chat())[0] != 200:  # noqa: ASYNC110 - there is nothing that could be awaited
             await asyncio.sleep(0.1)  # until the journal has seen that there is room again
 
 
