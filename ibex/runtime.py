@@ -41,7 +41,6 @@ from ibex.stores.schema import postgres_migrator
 from ibex.stores.sessions import SessionStore
 from ibex.telemetry import Metrics, spawn
 
-
 IDEMPOTENCY_SECONDS = 1.0
 """The deadline of the connection that carries kept replies: apart from the rate limit's, which they would hold up."""
 
