@@ -18,7 +18,7 @@ from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import sweep_sessions
 from ibex.stores.clickhouse import TraceStore
-from ibex.stores.journal import directory_size
+from ibex.stores.journal_room import directory_size
 from ibex.stores.nudges import NudgeListener, nudge_path
 from ibex.stores.sessions import SessionStore
 from ibex.telemetry import Metrics
