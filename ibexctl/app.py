@@ -162,9 +162,9 @@ def _hint(error: IbexError) -> str | None:
     if isinstance(error, OperatorError):
         return error.hint
     if isinstance(error, StoreUnavailable):
-        return "Check that the store runs and that its address is right; `ibexctl config check` tries each."
+        return "Check that the store runs, and that the DSN it is reached by is right (the names are in .env.example)."
     if isinstance(error, StoreRefused):
-        return "`ibexctl migrate status` shows whether the schema is current; `ibexctl config check` tries each store."
+        return "Check that its DSN is right, and by `ibexctl migrate status` that its schema is current."
     return None
 
 

@@ -66,7 +66,7 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
         "env": node.env,
         "data_dir": node.data_dir,
         "stores": stores,
-        "upstream": {"name": node.upstream, "mode": node.llm_mode, "is_stand_in": is_sandbox},
+        "upstream": {"url": node.upstream, "mode": node.llm_mode, "is_stand_in": is_sandbox},
         "start_seconds": node.start_seconds,
         "processes": [{"name": process.name, "pid": process.pid} for process in node.processes],
     }

@@ -1,6 +1,7 @@
 """A server for one trial: on a free port, with embedded stores in a new data directory, against the sandbox."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,9 +43,12 @@ def own_server() -> Iterator[tuple[str, Settings]]:
             stdout=subprocess.PIPE,
             text=True,
         )
+        # by default SIGTERM ends this process without a `finally`, and the server would be left behind
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         try:
             yield _address_of(server), settings
         finally:
+            signal.signal(signal.SIGTERM, before)
             _stop(server)
             find_home(DataDirectory(settings.data_dir)).remove()
 
