@@ -313,7 +313,7 @@ async def test_usage_is_never_asked_for_where_the_setting_says_so(sandbox: Sandb
         ({"gap_ms": 5, "events": 1000}, True),
     ],
 )
-async def test_a_cancelled_call_ends_upstream_within_100_ms(
+async def test_a_cancelled_call_ends_upstream_at_once(
     sandbox: Sandbox, controls: dict[str, Any], is_streaming: bool
 ) -> None:
     async def relay(provider: OpenAI) -> None:
@@ -326,11 +326,14 @@ async def test_a_cancelled_call_ends_upstream_within_100_ms(
 
     async with open_provider(sandbox.base_url) as provider:
         relaying = asyncio.gather(relay(provider))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(20):
+            while not len(sandbox.requests):  # noqa: ASYNC110 (the sandbox tells nobody)
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
         entry = sandbox.requests[0]
         assert entry.ended is None
         relaying.cancel()
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(2):
             while entry.ended is None:  # noqa: ASYNC110 (the sandbox tells nobody)
                 await asyncio.sleep(0.001)
         assert entry.ended == "client_disconnect"
@@ -339,7 +342,7 @@ async def test_a_cancelled_call_ends_upstream_within_100_ms(
 async def test_a_cancelled_wait_between_retries_sends_nothing_more(sandbox: Sandbox) -> None:
     async with open_provider(sandbox.base_url, provider_retries=3) as provider:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(0.5):
                 await provider.complete(call(controls={"status": 503, "retry_after": "5"}))
         assert len(sandbox.requests) == 1
 
