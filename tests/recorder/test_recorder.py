@@ -194,7 +194,6 @@ async def test_a_row_that_fits_no_column_is_put_aside(house: House) -> None:
     assert refused == [bad.turn_id]
 
 
-@pytest.mark.xfail(reason="the embedded server loses what ClickHouse refuses while it writes", strict=False)
 async def test_a_row_that_clickhouse_refuses_is_put_aside_and_can_be_replayed(house: House) -> None:
     run_clickhouse(house.clickhouse_dsn, "alter table llm_traces add constraint c check model != 'forbidden'")
     good, bad = [make_turn() for _ in range(20)], make_turn(model="forbidden")
