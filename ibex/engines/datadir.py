@@ -227,14 +227,15 @@ class DataDirectory:
 
     @staticmethod
     def _write(path: Path, content: Any, *, is_durable: bool = False) -> None:
+        temporary = path.with_name(f".{path.name}.new")
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes it 0600
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 json.dump(content, file)
                 file.flush()
                 if is_durable:
                     os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -52,12 +52,25 @@ class Child:
         account: Account | None = None,
         cwd: Path | None = None,
         stdin: bytes = b"",
+        called: str = "-",
     ) -> "Child":
-        """Start `command` with its output appended to `log` and the few bytes of `stdin` as its input."""
+        """Start `command` with its output appended to `log` and the few bytes of `stdin` as its input.
+
+        `called` is the name it is given, when not its path.
+        """
         if log.exists() and log.stat().st_size > _LONGEST_LOG:
             log.replace(log.with_suffix(".log.1"))
         identity = ["-", "-"] if account is None else [str(account.uid), str(account.gid)]
-        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), *identity]
+        launcher = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(_LAUNCHER),
+            str(os.getpid()),
+            str(int(death_signal)),
+            *identity,
+            called,
+        ]
         with open(log, "ab", opener=_open_private) as output:
             log_start = output.tell()
             process = subprocess.Popen(  # noqa: S603

@@ -85,7 +85,9 @@ def find_home(directory: DataDirectory) -> PostgresHome:
 
 def _home_of_root(directory: DataDirectory, pointer: Path) -> PostgresHome:
     account = _nobody()
-    ROOT_PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not ROOT_PLACE.is_dir():
+        ROOT_PLACE.mkdir(parents=True, exist_ok=True)
+        ROOT_PLACE.chmod(0o755)  # whatever our umask is, others must pass
     if pointer.exists():
         root = Path(pointer.read_text().strip())
         if not root.is_dir():
@@ -97,7 +99,7 @@ def _home_of_root(directory: DataDirectory, pointer: Path) -> PostgresHome:
         root = ROOT_PLACE / directory.digest
         if root.exists():  # its data directory was deleted and made again: no password fits any more
             root.rename(tempfile.mkdtemp(prefix=f"{root.name}.orphan-", dir=ROOT_PLACE))
-        root.mkdir(mode=0o755)
+        root.mkdir()
         root.chmod(0o755)
         (root / "data-directory").write_text(f"{directory.path}\n")
         pointer.write_text(f"{root}\n")

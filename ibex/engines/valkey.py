@@ -71,6 +71,7 @@ class ValkeyEngine(Engine):
             environ=self._environ,
             death_signal=signal.SIGTERM,
             cwd=self.location,
+            called="valkey-server",  # it overwrites its name by its title, and fills up when the name was longer
         )
 
     @override

@@ -126,6 +126,22 @@ async def test_as_root_it_lives_outside_as_nobody(cluster: EmbeddedEngines) -> N
 
 
 @as_root_only()
+async def test_root_needs_nothing_prepared_and_no_open_umask(
+    engines: EmbeddedEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_data_dir() as place:
+        place.chmod(0o755)
+        monkeypatch.setattr(postgres_home, "ROOT_PLACE", place / "ibex")
+        umask = os.umask(0o077)
+        try:
+            with engines.directory.lock():
+                async with engines:
+                    assert home_of(engines).programs.is_relative_to(place)
+        finally:
+            os.umask(umask)
+
+
+@as_root_only()
 def test_data_that_is_gone_is_not_made_anew(engines: EmbeddedEngines) -> None:
     shutil.rmtree(home_of(engines).root)
     with pytest.raises(EngineFailed, match="is gone") as caught:
