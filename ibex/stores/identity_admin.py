@@ -41,8 +41,6 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9::interval)
 returning *
 """
 
-_NAMED = "select org_id from ibex_core.organizations where org_id = $1 or ($1 is null and name = $2) order by org_id"
-
 _REVOKE_ONE = """
 update ibex_core.tokens set revoked_at = clock_timestamp() where token_id = $1 and revoked_at is null returning *
 """
@@ -170,17 +168,6 @@ class IdentityAdmin(AuditedStore):
             if agent is not None:
                 await _check_agent(connection, org, agent)
             return await self._revoke(connection, _REVOKE_MANY, org, agent)
-
-    async def resolve_org(self, org: str) -> OrgId:
-        """The id of the organization that `org` names, by id or by name; a name that several have is refused."""
-        async with self._postgres.transaction(operation="resolve_org") as connection:
-            rows = await connection.fetch(_NAMED, parse_uuid(org), org)
-        if not rows:
-            raise UnknownEntity(f"There is no organization {org}.", hint="`ibexctl org create NAME` creates one.")
-        if len(rows) > 1:
-            ids = ", ".join(str(row["org_id"]) for row in rows)
-            raise OperatorError(f"{len(rows)} organizations are called {org}.", hint=f"Give the id of one: {ids}.")
-        return OrgId(rows[0]["org_id"])
 
     async def list_org_ids(self) -> list[OrgId]:
         """Every organization there is."""

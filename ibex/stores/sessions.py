@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 
@@ -85,8 +86,8 @@ class SessionStore:
                 marked += count
         return marked
 
-    async def show(self, external_id: str, agent_id: AgentId, limit: int | None = None) -> dict[str, Row | list[Row]]:
-        """A session and its checkpoints, oldest first, all of them unless limited: `session`, `checkpoints`."""
+    async def show(self, external_id: str, agent_id: AgentId, limit: int | None = None) -> dict[str, Any]:
+        """A session and its checkpoints, oldest first, all of them unless limited: `session`, `checkpoints`. Raises UnknownEntity."""
         async with self._postgres.transaction(timeout=30, operation="show_session") as connection:
             session = await connection.fetchrow(SHOW_SESSION, agent_id, external_id)
             if session is None:

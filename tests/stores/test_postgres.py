@@ -51,12 +51,12 @@ async def test_an_error_that_was_swallowed_is_not_taken_for_a_commit(tenant: Ten
 async def test_scopes_do_not_outlive_their_transaction(tenant: Tenant, postgres_database: PostgresDatabase) -> None:
     app = await Postgres.connect(postgres_database.dsn, name="test", max_size=1)
     for scope in ({"org_ids": [tenant.org_id]}, {"token_id": tenant.token_id}):
-        async with app.transaction(**scope) as connection:  # type: ignore[arg-type]
+        async with app.transaction(**scope) as connection:
             assert await connection.fetchval("select count(*) from ibex_core.tokens") == 1
         async with app.transaction() as connection:
             assert await connection.fetchval("select count(*) from ibex_core.tokens") == 0
         with pytest.raises(RuntimeError):
-            async with app.transaction(**scope):  # type: ignore[arg-type]
+            async with app.transaction(**scope):
                 raise RuntimeError
         async with app.transaction() as connection:
             assert await connection.fetchval("select count(*) from ibex_core.tokens") == 0

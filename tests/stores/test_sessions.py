@@ -4,13 +4,14 @@ import asyncio
 import random
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from ibex.domain.identity import AgentId
+from ibex.domain.identity import AgentId, OrgId
 from ibex.domain.turns import Outcome, Turn, mint_uuid7
 from ibex.errors import StoreRefused, StoreUnavailable, UnknownEntity
 from ibex.stores.identity_admin import IdentityAdmin
@@ -55,7 +56,7 @@ async def test_a_turn_becomes_a_session_and_a_checkpoint(
     assert (result.written, result.duplicates, result.refused) == (1, 0, [])
     assert (result.sessions_created, result.sessions_found) == (1, 0)
     answer = await shown.show("chat-1", tenant.agent_id)
-    session: Any = answer["session"]
+    session = answer["session"]
     assert session["session_id"] == turn.session_id
     assert (session["external_id"], session["status"], session["turn_count"]) == ("chat-1", "active", 1)
     assert session["last_turn_at"] == datetime.fromtimestamp(turn.completed_at / 1e6, UTC)
@@ -91,14 +92,16 @@ async def test_a_turn_becomes_a_session_and_a_checkpoint(
 async def test_a_cut_turn_has_no_usage_and_captured_content_is_shown_as_text(
     tenant: Tenant, sessions: SessionStore, shown: SessionStore
 ) -> None:
+    unknown = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens", "provider_latency_ms"))
     cut = tenant.make_turn(
+        "s-1",
         outcome=Outcome.CLIENT_DISCONNECT,
         is_complete=False,
         completion_sha256=None,
         usage_source="none",
-        **dict.fromkeys(("input_tokens", "output_tokens", "total_tokens", "provider_latency_ms")),
         messages='[{"role":"user","content":"naïve \\u0000"}]'.encode(),
         completion=b"\xff\0",
+        **unknown,
     )
     assert (await sessions.record([cut])).written == 1
     (checkpoint,) = (await shown.show("s-1", tenant.agent_id))["checkpoints"]
@@ -186,8 +189,8 @@ async def test_turns_of_an_erased_organization_or_agent_are_told_apart(
     tenants: tuple[Tenant, Tenant], sessions: SessionStore, owner: Postgres
 ) -> None:
     ours, theirs = tenants
-    erased = Tenant(ours.org_id, ours.user_id, AgentId(uuid4()), ours.token_id, "")
-    nowhere = [Tenant(*(uuid4() for _ in range(4)), "") for _ in range(3)]  # type: ignore[arg-type]
+    erased = replace(ours, agent_id=AgentId(uuid4()))
+    nowhere = [replace(ours, org_id=OrgId(uuid4())) for _ in range(3)]
     batch = [tenant.make_turn(f"s-{n}") for n in range(100) for tenant in (ours, erased, *nowhere, theirs)]
     result = await sessions.record(batch)
     assert result.written == 200
@@ -230,7 +233,7 @@ async def test_an_idle_session_is_abandoned_and_its_next_turn_reopens_it(
     assert await sessions.abandon_idle(timedelta(minutes=45)) == 0
 
     async def status(external_id: str, tenant: Tenant) -> str:
-        session: Any = (await shown.show(external_id, tenant.agent_id))["session"]
+        session = (await shown.show(external_id, tenant.agent_id))["session"]
         return str(session["status"])
 
     assert await status("busy", ours) == "active"
