@@ -87,7 +87,7 @@ class SessionStore:
         return marked
 
     async def show(self, external_id: str, agent_id: AgentId, limit: int | None = None) -> dict[str, Any]:
-        """A session and its checkpoints, oldest first, all of them unless limited: `session`, `checkpoints`. Raises UnknownEntity."""
+        """A `session` and its `checkpoints`, oldest first, all of them unless limited. Raises UnknownEntity."""
         async with self._postgres.transaction(timeout=30, operation="show_session") as connection:
             session = await connection.fetchrow(SHOW_SESSION, agent_id, external_id)
             if session is None:
