@@ -217,7 +217,19 @@ def child_environment(settings: Settings, *, with_provider_keys: bool) -> dict[s
         environ[name] = _write(value)
     environ["IBEX_LLM_MODE"] = settings.resolved_llm_mode
     environ["IBEX_ENV_FILE"] = os.devnull
+    environ |= _without_proxy_on_loopback(environ)
     return environ
+
+
+def reach_loopback_directly() -> None:
+    """Have this process's HTTP libraries ask loopback addresses themselves, whatever HTTP_PROXY says."""
+    os.environ.update(_without_proxy_on_loopback(os.environ))
+
+
+def _without_proxy_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
+    exempt = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
+    hosts = ",".join(filter(None, (exempt, "127.0.0.1", "localhost", "::1")))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def _write(value: object) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -137,7 +138,7 @@ class ChatPipeline:
             ProviderCall(
                 body=body,
                 is_streaming=request.is_streaming,
-                body_without_usage=weave(request, directive, ask_usage=False) if asks else None,
+                make_body_without_usage=partial(weave, request, directive, ask_usage=False) if asks else None,
                 trace_headers=call.trace_headers,
                 redact=(directive.text,) if directive is not None else (),
             )

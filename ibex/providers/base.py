@@ -25,8 +25,8 @@ class ProviderCall:
     """Trace context and OpenAI-Beta: all that rides along of the client's headers."""
     redact: tuple[str, ...] = ()
     """Texts that must not come back in an error (the directive's)."""
-    body_without_usage: bytes | None = None
-    """The body to send where the upstream refuses `stream_options.include_usage`, if it was ibex that asked for it."""
+    make_body_without_usage: Callable[[], bytes] | None = None
+    """Makes the body for an upstream that refuses `stream_options.include_usage`, if it was ibex that asked for it."""
 
     def __repr__(self) -> str:
         return f"ProviderCall({len(self.body)} bytes, is_streaming={self.is_streaming})"
@@ -72,7 +72,7 @@ class ProviderReply:
             self.headers["openai-processing-ms"] = found["openai-processing-ms"]
         self.attempts = attempts
         self.has_usage_asked = has_usage_asked
-        """False when `body_without_usage` was what the upstream took."""
+        """False when the body without it was what the upstream took."""
         self.started_at = time_ns() // 1000 - round((monotonic() - answer.sent_at) * 1e6)
         """When the request that was answered was sent (Unix microseconds)."""
         self.ttfb = answer.ttfb

@@ -79,8 +79,9 @@ class OpenAI:
         Cancellation ends the call at once.
         """
         budget = RetryBudget(self._retries, self._wait_seconds)
-        without_usage = None if self.accepts_stream_usage else call.body_without_usage
-        body = call.body if without_usage is None else without_usage
+        body = call.body
+        if not self.accepts_stream_usage and call.make_body_without_usage is not None:
+            body = call.make_body_without_usage()
         attempts = 0
         while True:
             attempts += 1
@@ -89,12 +90,12 @@ class OpenAI:
                 answer = await self._send(call, body)
                 if answer.status == 200:
                     self._check_kind(call, answer)
-                    if body is call.body_without_usage:
+                    if body is not call.body:
                         self.accepts_stream_usage = False
                     return self._reply(call, answer, attempts, body)
                 refusal = await self._read_refusal(answer)
-                if refusal.refuses_stream_usage and call.body_without_usage is not None and body is call.body:
-                    body = call.body_without_usage
+                if refusal.refuses_stream_usage and call.make_body_without_usage is not None and body is call.body:
+                    body = call.make_body_without_usage()
                     continue
                 failure, is_retryable, retry_after = (
                     refusal.to_error(self._forbidden + call.redact),

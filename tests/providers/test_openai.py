@@ -281,7 +281,7 @@ async def test_an_upstream_that_refuses_usage_is_asked_once_without(sandbox: San
     controls = {"refuse_stream_options": True}
     without = call(stream=True, controls=controls)
     with_usage = call(stream=True, controls=controls, stream_options={"include_usage": True})
-    asked = ProviderCall(with_usage.body, is_streaming=True, body_without_usage=without.body)
+    asked = ProviderCall(with_usage.body, is_streaming=True, make_body_without_usage=lambda: without.body)
     async with open_provider(sandbox.base_url) as provider:
         assert provider.accepts_stream_usage
         for requests in (2, 3):
