@@ -14,10 +14,11 @@ T = TypeVar("T")
 
 def read_settings(**overrides: Any) -> "Settings":
     """The settings, `overrides` (flags) above all; names that mean nothing are reported. Raises ConfigurationError."""
-    from ibex.config import load_settings, unknown_names
+    from ibex.config import load_settings, reach_loopback_directly, unknown_names
 
     for name in unknown_names():
         note(f"warning: {name} is set and means nothing to ibex; `.env.example` lists every name.")
+    reach_loopback_directly()
     return load_settings(**overrides)
 
 
