@@ -58,6 +58,8 @@ def server() -> Iterator[Server]:
             said += line
             if line.startswith("Ctrl-C"):
                 break
+        else:
+            pytest.fail(f"the server did not start: {process.communicate()[1]}")
         try:
             yield Server(said, environ)
         finally:
