@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from ibex.pipeline.rate_limiting import RateLimiter
 from ibex.pipeline.routing import Router
 from ibex.providers.openai import OpenAI
 from ibex.recorder import Recorder
-from ibex.stores.changes import ChangeFeed
+from ibex.stores.changes import ChangeFeed, prune_changes
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.clickhouse_schema import ClickHouseSchema
 from ibex.stores.directives import DirectiveAdmin, DirectiveReader
@@ -131,11 +131,15 @@ async def open_recorder(settings: Settings, *, metrics: Metrics) -> AsyncIterato
         postgres = await _open_postgres(stack, addresses.postgres, "ibex recorder", 2, metrics)
         traces = await TraceStore.connect(addresses.clickhouse)
         stack.push_async_callback(traces.close)
-        sessions = SessionStore(postgres)
-        yield (
-            Recorder(settings, journal_dir=settings.journal_dir, sessions=sessions, traces=traces, metrics=metrics),
-            traces,
+        recorder = Recorder(
+            settings,
+            journal_dir=settings.journal_dir,
+            sessions=SessionStore(postgres),
+            traces=traces,
+            metrics=metrics,
+            prune=partial(prune_changes, postgres),
         )
+        yield recorder, traces
 
 
 class Operator:

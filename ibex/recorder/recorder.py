@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from ibex.recorder.delivery import Delivery, slowest_position
 from ibex.recorder.ledger import Ledger
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
-from ibex.recorder.sweeper import sweep_sessions
+from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.journal_room import directory_size
 from ibex.stores.nudges import NudgeListener, nudge_path
@@ -34,13 +34,22 @@ class Recorder:
     """Delivers a journal's turns, each once to each store; the two deliveries never wait for each other."""
 
     def __init__(
-        self, settings: Settings, *, journal_dir: Path, sessions: SessionStore, traces: TraceStore, metrics: Metrics
+        self,
+        settings: Settings,
+        *,
+        journal_dir: Path,
+        sessions: SessionStore,
+        traces: TraceStore,
+        metrics: Metrics,
+        prune: Callable[[], Awaitable[int]],
     ) -> None:
+        """`prune` deletes changes that are of no more use to anybody; it is called once an hour."""
         self._directory = journal_dir
         self._idle = timedelta(minutes=settings.session_idle_minutes)
         self._sessions = sessions
         self._traces = traces
         self._metrics = metrics
+        self._prune = prune
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; then deliver what is there, for a few seconds at most.
@@ -71,6 +80,7 @@ class Recorder:
                 for delivery in deliveries:
                     tasks.create_task(_deliver(delivery, stop), name=f"delivery to {delivery.sink.name}")
                 tasks.create_task(sweep_sessions(self._sessions, self._idle, self._metrics, stop), name="sweeper")
+                tasks.create_task(prune_old_changes(self._prune, stop), name="pruning")
                 while not stop.is_set():
                     self._keep_house(spool, ledger, deliveries, backlog)
                     with suppress(TimeoutError):

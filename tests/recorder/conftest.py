@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -15,6 +16,7 @@ from ibex.config import Settings
 from ibex.domain.identity import OrgId
 from ibex.domain.turns import Turn
 from ibex.recorder import Recorder
+from ibex.stores.changes import prune_changes
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.clickhouse_schema import ClickHouseSchema
 from ibex.stores.journal import Journal
@@ -71,6 +73,7 @@ class House:
             sessions=SessionStore(pool),
             traces=traces,
             metrics=self.metrics,
+            prune=partial(prune_changes, pool),
         )
         stop = asyncio.Event()
         try:

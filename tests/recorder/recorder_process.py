@@ -8,12 +8,14 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ibex.config import load_settings
 from ibex.recorder import Recorder
 from ibex.recorder.ledger import Ledger
+from ibex.stores.changes import prune_changes
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.postgres import Postgres
 from ibex.stores.sessions import SessionStore
@@ -36,6 +38,7 @@ async def main(directory: str, postgres_dsn: str, clickhouse_dsn: str, deadly_si
         sessions=SessionStore(postgres),
         traces=await TraceStore.connect(clickhouse_dsn),
         metrics=Metrics(),
+        prune=partial(prune_changes, postgres),
     )
     await recorder.run(asyncio.Event())
 
