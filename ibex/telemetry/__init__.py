@@ -4,7 +4,8 @@ from ibex.telemetry.logs import AccessLog, configure_logging
 from ibex.telemetry.metrics import Metrics, merge_snapshots, render_metrics
 from ibex.telemetry.stages import Stage, StageClock
 from ibex.telemetry.tasks import spawn
-from ibex.telemetry.tracing import RequestTrace, Tracing
+from ibex.telemetry.trace_context import RequestTrace
+from ibex.telemetry.tracing import Tracing
 
 __all__ = [
     "AccessLog",

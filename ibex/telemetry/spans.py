@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from ibex import __version__
 from ibex.telemetry.stages import Stage, StageClock
-from ibex.telemetry.tracing import RequestTrace
+from ibex.telemetry.trace_context import RequestTrace
 
 
 class SpanExporter:
