@@ -236,24 +236,32 @@ async def _keep(
 ) -> None:
     """Wait until the turn is in the journal and, under an Idempotency-Key, its reply in Redis.
 
-    A client that hangs up meanwhile stops neither.
+    A client that hangs up meanwhile stops neither. Raises ServiceDegraded when the journal could not take the turn.
     """
-    if committed is not None:
+    if committed is None:
+        return
+    if claim is not None:
+        is_committed = await asyncio.shield(claim.store_after(committed, _to_stored_reply(call, turn, body)))
+    else:
         try:
             await asyncio.shield(committed)
         except StoreUnavailable:
-            raise ServiceDegraded("The turn could not be recorded, so its reply is withheld.") from None
-    if claim is not None:
-        headers = tuple((name, call.headers[name]) for name in REPLAYED_HEADERS if name in call.headers)
-        stored = StoredReply(
-            status=200,
-            headers=headers,
-            body=b"".join(body),
-            is_streaming=turn.facts.is_streaming,
-            turn_id=turn.facts.turn_id,
-            external_id=turn.facts.external_id,
-        )
-        await claim.store(stored)
+            is_committed = False
+        else:
+            is_committed = True
+    if not is_committed:
+        raise ServiceDegraded("The turn could not be recorded, so its reply is withheld.")
+
+
+def _to_stored_reply(call: Call, turn: OpenTurn, body: list[bytes]) -> StoredReply:
+    return StoredReply(
+        status=200,
+        headers=tuple((name, call.headers[name]) for name in REPLAYED_HEADERS if name in call.headers),
+        body=b"".join(body),
+        is_streaming=turn.facts.is_streaming,
+        turn_id=turn.facts.turn_id,
+        external_id=turn.facts.external_id,
+    )
 
 
 def _sift(events: list[bytes], seen: StreamReader) -> tuple[bytes, bytes]:

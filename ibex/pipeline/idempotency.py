@@ -101,6 +101,13 @@ class Claim:
         """Keep the answer for 24 h. False when that failed: the answer is given all the same, the key is lost."""
         return await self._owner.store(self, reply)
 
+    def store_after(self, committed: asyncio.Future[None], reply: StoredReply) -> "asyncio.Task[bool]":
+        """Keep the answer as soon as its turn is committed, whoever goes on waiting; False when it was not committed.
+
+        From this call on `free` does nothing: a client that hangs up now finds its answer when it asks again.
+        """
+        return self._owner.store_after(self, committed, reply)
+
     def free(self) -> None:
         """Give the key back, so that the same request may be sent again. Does not wait and never fails."""
         self._owner.free(self)
@@ -113,6 +120,8 @@ class Idempotency:
         self._store = IdempotencyStore(lane)
         self._results = metrics.idempotency_total
         self._running: set[Claim] = set()
+        self._settling: set[Claim] = set()
+        """Those whose reply is whole: they end by `store` alone."""
         self._renewal: asyncio.Task[None] | None = None
 
     async def claim(
@@ -174,9 +183,25 @@ class Idempotency:
             self._count("skipped")
         return is_kept
 
+    def store_after(self, claim: Claim, committed: asyncio.Future[None], reply: StoredReply) -> asyncio.Task[bool]:
+        """`Claim.store_after`."""
+        self._settling.add(claim)
+        return spawn(self._settle(claim, committed, reply), name="idempotent reply")
+
+    async def _settle(self, claim: Claim, committed: asyncio.Future[None], reply: StoredReply) -> bool:
+        try:
+            await asyncio.shield(committed)
+        except StoreError:
+            self._settling.discard(claim)
+            self.free(claim)
+            return False
+        await self.store(claim, reply)
+        self._settling.discard(claim)
+        return True
+
     def free(self, claim: Claim) -> None:
         """`Claim.free`."""
-        if claim in self._running:
+        if claim in self._running and claim not in self._settling:
             self._running.discard(claim)
             self._store.free(claim.key, claim.owner)
 

@@ -11,7 +11,7 @@ import pytest
 
 from ibex.domain.identity import PROXY_CHAT, AgentId, OrgId, Principal, UserId, mint_token
 from ibex.domain.turns import mint_turn_id
-from ibex.errors import IdempotencyInProgress, IdempotencyKeyReuse, ServiceDegraded
+from ibex.errors import IdempotencyInProgress, IdempotencyKeyReuse, ServiceDegraded, StoreUnavailable
 from ibex.pipeline import idempotency
 from ibex.pipeline.idempotency import MAX_REPLY_BYTES, Claim, Idempotency, StoredReply, is_idempotency_key
 from ibex.stores import idempotency as stored
@@ -112,6 +112,27 @@ async def test_a_request_that_failed_may_be_sent_again(caller: Caller, lane: Red
         await lane.call("SCRIPT", "FLUSH")
         (await caller.claim()).free()
     assert caller.count("miss") == 2
+
+
+async def test_a_whole_answer_is_kept_though_its_client_has_left(caller: Caller) -> None:
+    claim, reply = await caller.claim(), make_reply()
+    committed = asyncio.get_running_loop().create_future()
+    keeping = claim.store_after(committed, reply)
+    claim.free()
+    with pytest.raises(IdempotencyInProgress):
+        await caller.ask()
+    committed.set_result(None)
+    assert await keeping
+    assert await caller.ask() == reply
+
+
+async def test_an_answer_whose_turn_was_not_committed_frees_the_key(caller: Caller) -> None:
+    claim = await caller.claim()
+    committed = asyncio.get_running_loop().create_future()
+    keeping = claim.store_after(committed, make_reply())
+    committed.set_exception(StoreUnavailable())
+    assert not await keeping
+    await caller.claim()
 
 
 async def test_another_body_under_the_key_is_refused_running_or_done(caller: Caller) -> None:
