@@ -1,0 +1,136 @@
+"""Settings: where they come from, what is refused, what children see, and that secrets stay masked."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ibex.config import (
+    EMBEDDED,
+    Secret,
+    Settings,
+    child_environment,
+    environment_names,
+    is_secret,
+    load_settings,
+    reach_loopback_directly,
+    unknown_names,
+)
+from ibex.errors import ConfigurationError
+
+NO_FILE = {"IBEX_ENV_FILE": os.devnull}
+KEY = "sk-canary-0123456789"
+
+
+def test_everything_has_a_default() -> None:
+    settings = load_settings(NO_FILE)
+
+    assert settings.is_development
+    assert settings.postgres_dsn.get_secret_value() == EMBEDDED
+    assert settings.resolved_llm_mode == "sandbox"
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("IBEX_PORT=1\nIBEX_WORKERS=3\nIBEX_HOST=localhost\n")
+    environ = {"IBEX_ENV_FILE": str(file), "IBEX_PORT": "2", "IBEX_WORKERS": "4"}
+
+    settings = load_settings(environ, port=5, workers=None)
+
+    assert (settings.port, settings.workers, settings.host) == (5, 4, "localhost")
+
+
+def test_usual_names_are_accepted_and_ibexs_own_come_first() -> None:
+    assert load_settings({**NO_FILE, "OPENAI_API_KEY": KEY}).openai_api_key == Secret(KEY)
+    both = load_settings({**NO_FILE, "OPENAI_BASE_URL": "http://usual", "IBEX_OPENAI_BASE_URL": "http://own"})
+    assert both.openai_base_url == "http://own"
+
+
+def test_a_secret_can_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+
+    settings = load_settings({**NO_FILE, "OPENAI_API_KEY_FILE": str(tmp_path / "key")})
+
+    assert settings.openai_api_key == Secret(KEY)
+    assert settings.resolved_llm_mode == "live"
+
+
+def test_a_secret_file_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY_FILE"):
+        load_settings({**NO_FILE, "OPENAI_API_KEY_FILE": "/nowhere/key"})
+
+
+def test_a_secret_shows_itself_nowhere() -> None:
+    settings = load_settings({**NO_FILE, "OPENAI_API_KEY": KEY})
+
+    shown = (
+        f"{settings} {settings!r} {settings.openai_api_key} {settings.openai_api_key:>40} {settings.model_dump_json()}"
+    )
+
+    assert KEY not in shown
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"IBEX_PORT": "many", "IBEX_WORKERS": "0"}, ["IBEX_PORT", "IBEX_WORKERS"]),
+        ({"IBEX_HOST": "0.0.0.0"}, ["host"]),
+        ({"IBEX_ENV": "production"}, ["llm_mode"]),
+        ({"IBEX_ENV": "test"}, ["IBEX_ENV"]),
+    ],
+)
+def test_what_is_wrong_is_named(environ: dict[str, str], names: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({**NO_FILE, **environ})
+
+    assert all(name in caught.value.message for name in names)
+
+
+def test_a_wrong_secret_is_not_quoted() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({**NO_FILE, "OPENAI_API_KEY": KEY, "IBEX_PORT": "x"})
+
+    assert KEY not in caught.value.message
+
+
+def test_misspelt_names_are_found() -> None:
+    environ = {**NO_FILE, "IBEX_PROT": "1", "IBEX_PORT": "1", "IBEX_REDIS_URL_FILE": "x", "IBEX_DEV_TOKEN": "t"}
+
+    assert unknown_names(environ) == ["IBEX_PROT"]
+
+
+def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IBEX_PROT", "misspelt")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    settings = Settings(
+        port=1234,
+        openai_api_key=Secret(KEY),
+        openai_models=("a", "b*"),
+        redis_url=Secret("redis://:pw@h"),
+        env="production",
+    )
+
+    worker = load_settings(child_environment(settings, with_provider_keys=True))
+    recorder = child_environment(settings, with_provider_keys=False)
+
+    assert worker == settings.model_copy(update={"llm_mode": "live"})
+    assert KEY not in "".join(recorder.values())
+    assert "IBEX_PROT" not in recorder
+    assert load_settings(recorder).redis_url == settings.redis_url
+    assert load_settings(recorder).resolved_llm_mode == "live"
+
+
+def test_loopback_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "example.org")
+
+    reach_loopback_directly()
+
+    assert os.environ["NO_PROXY"].split(",") == ["example.org", "127.0.0.1", "localhost", "::1"]
+    monkeypatch.delenv("no_proxy")
+
+
+def test_every_setting_has_one_line_of_help_and_a_name() -> None:
+    for field, info in Settings.model_fields.items():
+        assert info.description
+        assert environment_names(field)[0].startswith("IBEX_")
+        assert is_secret(field) == ("dsn" in field or "key" in field or field == "redis_url")
