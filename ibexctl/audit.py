@@ -1,13 +1,13 @@
 """`ibexctl audit`: who changed what, and when."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ibexctl.command import command, group
-from ibexctl.identity import OrgFilter, listing
+from ibexctl.identity import Limit, OrgFilter
 from ibexctl.operation import operate
-from ibexctl.output import Answer
+from ibexctl.output import Answer, Table
 
 if TYPE_CHECKING:
     from ibex.runtime import Operator
@@ -17,15 +17,21 @@ app = group("Audit events: who changed what, and when.")
 _COLUMNS = ("created_at", "actor", "action", "entity_kind", "entity_id", "org_id", "details")
 
 
-@command(app, "list", example="ibexctl audit list --org acme --limit 20")
+Kind = Literal["organization", "user", "agent", "token", "limit", "directive"]
+
+
+@command(app, "list", example="ibexctl audit list --org acme --limit 20\nibexctl audit list --kind token")
 def list_events(
     org: OrgFilter = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")] = 50,
+    kind: Annotated[Kind | None, typer.Option("--kind", help="What happened to things of this kind alone.")] = None,
+    limit: Limit = 50,
 ) -> Answer:
     """List what operators changed, newest first."""
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         org_id = None if org is None else await operator.directory.find_org(org)
-        return await operator.directory.list_audit_events(org_id, limit)
+        return await operator.directory.list_audit_events(org_id, limit, kind=kind)
 
-    return listing("audit_events", _COLUMNS, operate(act))
+    events = operate(act)
+    rows = [[event[column] for column in _COLUMNS] for event in events]
+    return Answer({"audit_events": events}, (Table(_COLUMNS, rows, empty="Nothing was changed yet."),))

@@ -28,6 +28,10 @@ Agent = Annotated[UUID, typer.Argument(metavar="AGENT", parser=arguments.identif
 AgentOption = Annotated[
     UUID | None, typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="An agent's id.")
 ]
+AgentFilter = Annotated[
+    UUID | None, typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="Of this agent alone.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")]
 User = Annotated[UUID, typer.Argument(metavar="USER", parser=arguments.identifier, help="The user's id.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")]
 Rpm = Annotated[int, typer.Option("--rpm", min=1, max=1_000_000, help="Requests in any 60 s.")]
@@ -81,6 +85,17 @@ def suspend_org(org: Org) -> Answer:
 def resume_org(org: Org) -> Answer:
     """Let a suspended organization's tokens pass again."""
     return _change_org_status(org, "active")
+
+
+@command(users, "create", example='ibexctl user create "Ada Lovelace" --org acme')
+def create_user(name: Name, org: OrgOption) -> Answer:
+    """Create a user in an organization, to whom tokens can belong."""
+
+    async def act(operator: "Operator") -> dict[str, Any]:
+        return await operator.identity.create_user(await operator.directory.find_org(org), name)
+
+    row = change(act)
+    return Answer(row, notes=(f"Next: ibexctl token mint --org {row['org_id']} --user {row['user_id']}",))
 
 
 @command(users, "list", example="ibexctl user list --org acme")

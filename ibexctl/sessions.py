@@ -1,6 +1,6 @@
 """`ibexctl session`: conversations, and the checkpoint each turn of them left."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -8,6 +8,7 @@ import typer
 from ibex.domain.identity import AgentId
 from ibexctl import arguments
 from ibexctl.command import command, group
+from ibexctl.identity import AgentFilter, Limit, OrgFilter
 from ibexctl.operation import operate
 from ibexctl.output import Answer, Fields, Table
 
@@ -26,6 +27,31 @@ _COLUMNS = (
     "latency_ms",
     "turn_id",
 )
+_LIST_COLUMNS = ("session", "org_id", "agent_id", "status", "turn_count", "created_at", "last_turn_at")
+
+
+@command(app, "list", example="ibexctl session list --org acme --limit 20\nibexctl session list --status active")
+def list_sessions(
+    org: OrgFilter = None,
+    agent: AgentFilter = None,
+    status: Annotated[
+        Literal["active", "abandoned"] | None, typer.Option("--status", help="Those in this state alone.")
+    ] = None,
+    limit: Limit = 50,
+) -> Answer:
+    """List sessions, the one with the latest turn first.
+
+    A session is abandoned when it was idle for IBEX_SESSION_IDLE_MINUTES, until its next turn.
+    """
+
+    async def act(operator: "Operator") -> list[dict[str, Any]]:
+        org_id = None if org is None else await operator.directory.find_org(org)
+        agent_id = None if agent is None else AgentId(agent)
+        return await operator.sessions.list_sessions(org_id, agent_id, status=status, limit=limit)
+
+    found = operate(act)
+    rows = [[row["external_id"], *(row[column] for column in _LIST_COLUMNS[1:])] for row in found]
+    return Answer({"sessions": found}, (Table(_LIST_COLUMNS, rows, empty="No session yet."),))
 
 
 @command(app, "show", example="ibexctl session show chat-42 --agent 00000000-0000-0000-0000-000000000003")

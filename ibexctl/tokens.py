@@ -6,29 +6,36 @@ from uuid import UUID
 
 import typer
 
-from ibex.domain.identity import PERMISSION_SETS, AgentId, OrgId, Permission, TokenId, permission_names
+from ibex.domain.identity import PERMISSION_SETS, AgentId, OrgId, Permission, TokenId, UserId, permission_names
 from ibexctl import arguments
 from ibexctl.command import command, group
-from ibexctl.identity import AgentOption, OrgFilter, OrgOption, listing
+from ibexctl.identity import AgentFilter, OrgFilter, OrgOption, listing
 from ibexctl.operation import change, operate
-from ibexctl.output import Answer, Fields
+from ibexctl.output import Answer, Fields, Table, View
 
 if TYPE_CHECKING:
     from ibex.runtime import Operator
 
 app = group("Tokens: what callers present.")
 
+Token = Annotated[
+    TokenId,
+    typer.Argument(metavar="TOKEN", parser=arguments.token_identifier, help="Its id, or its prefix ibex_pat_<id>."),
+]
+
 _COLUMNS = (
     "prefix",
     "name",
     "org_id",
     "agent_id",
-    "permission_names",
+    "permissions",
     "created_at",
     "expires_at",
     "last_used_at",
     "revoked_at",
 )
+_SHOWN_ONCE = "The token is shown this once: put it where secrets are kept."
+_A_TOKEN = "ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d"  # noqa: S105 - a prefix, for the examples
 
 
 @command(app, "mint", example="ibexctl token mint --org acme --expires-in 30d")
@@ -37,6 +44,12 @@ def mint(
     agent: Annotated[
         UUID | None,
         typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="Bind it to this agent alone."),
+    ] = None,
+    user: Annotated[
+        UUID | None,
+        typer.Option(
+            "--user", metavar="USER", parser=arguments.identifier, help="Whose it is. Else: the first user's."
+        ),
     ] = None,
     expires_in: Annotated[
         timedelta | None,
@@ -60,39 +73,65 @@ def mint(
             await operator.directory.find_org(org),
             name=name,
             agent=None if agent is None else AgentId(agent),
+            user=None if user is None else UserId(user),
             permissions=permissions,
             expires_in=expires_in,
         )
 
     row, bearer = change(act)
-    data = {**_named(row), "token": bearer}
-    shown = {key: row[key] for key in ("token_id", "org_id", "agent_id", "name", "expires_at")}
-    shown["permissions"] = arguments.set_name(permissions) or permission_names(permissions)
-    return Answer(
-        data,
-        (Fields(shown), "", f"export IBEX_TOKEN={bearer}"),
-        ("The token is shown this once: put it where secrets are kept.",),
+    return Answer({**_named(row), "token": bearer}, _new_token(row, bearer), (_SHOWN_ONCE,))
+
+
+@command(app, "rotate", example=f"ibexctl token rotate {_A_TOKEN} --grace 24h")
+def rotate(
+    token: Token,
+    grace: Annotated[
+        timedelta,
+        typer.Option("--grace", metavar="SPAN", parser=arguments.duration, help="How long the old token stays valid."),
+    ] = "24h",  # type: ignore[assignment]  # typer parses the default as it does a value
+    expires_in: Annotated[
+        timedelta | None,
+        typer.Option(
+            "--expires-in",
+            metavar="SPAN",
+            parser=arguments.duration,
+            help="Such as 12h, 30d. Else: as long as the old one was to live.",
+        ),
+    ] = None,
+) -> Answer:
+    """Mint a successor of a token; the old one stays valid for a while, so that callers can change over."""
+    old, row, bearer = change(
+        lambda operator: operator.identity.rotate_token(token, grace=grace, expires_in=expires_in)
     )
+    data = {**_named(row), "token": bearer, "rotated": _named(old)}
+    ending = Fields({"old token": old["prefix"], "valid until": old["expires_at"]})
+    return Answer(data, (*_new_token(row, bearer), "", ending), (_SHOWN_ONCE,))
 
 
 @command(app, "list", example="ibexctl token list --org acme --all")
 def list_tokens(
     org: OrgFilter = None,
-    agent: AgentOption = None,
+    agent: AgentFilter = None,
     is_all: Annotated[bool, typer.Option("--all", help="The revoked and the expired too.")] = False,
 ) -> Answer:
-    """List tokens: those that are valid. Nobody can list their secrets."""
+    """List tokens: those that are valid.
+
+    Nobody can list their secrets. When one was last used is known to the minute or so.
+    """
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         org_id = None if org is None else await operator.directory.find_org(org)
         agent_id = None if agent is None else AgentId(agent)
         return await operator.directory.list_tokens(org_id, agent_id, is_all=is_all)
 
-    return listing("tokens", _COLUMNS, [_named(row) for row in operate(act)])
+    rows = [_named(row) for row in operate(act)]
+    table = [[_permissions(row) if name == "permissions" else row[name] for name in _COLUMNS] for row in rows]
+    empty = "No token." if is_all else "No valid token; --all shows the revoked and the expired too."
+    return Answer({"tokens": rows}, (Table(_COLUMNS, table, empty=empty),))
 
 
-_REVOKE_EXAMPLE = """\
-ibexctl token revoke ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d
+_REVOKE_EXAMPLE = f"""\
+ibexctl token revoke {_A_TOKEN}
 ibexctl token revoke --org acme"""
 
 
@@ -126,6 +165,16 @@ def revoke(
 
     revoked = [_named(row) for row in change(act)]
     return listing("tokens", ("prefix", "name", "agent_id", "revoked_at"), revoked)
+
+
+def _new_token(row: dict[str, Any], bearer: str) -> tuple[View, ...]:
+    shown = {name: row[name] for name in ("token_id", "org_id", "user_id", "agent_id", "name", "expires_at")}
+    return Fields({**shown, "permissions": _permissions(row)}), "", f"export IBEX_TOKEN={bearer}"
+
+
+def _permissions(row: dict[str, Any]) -> object:
+    """A set's name where there is one, else the bits' names."""
+    return arguments.set_name(row["permissions"]) or permission_names(row["permissions"])
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from math import isnan
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 from clickhouse_connect.datatypes.registry import get_from_name
@@ -65,6 +67,22 @@ _COLUMNS = (
 _COLUMN_NAMES = [column.name for column in _COLUMNS]
 TRACE_COLUMNS = (*_COLUMN_NAMES, "inserted_at")
 """What a trace read back has, in order."""
+
+StatsKey = Literal["org_id", "agent_id", "model"]
+"""What traces can be summed up by."""
+
+_STATS = (
+    "count() as turns",
+    "countIf(outcome in ('provider_error', 'incomplete')) as errors",
+    "countIf(outcome = 'client_disconnect') as disconnects",
+    "countIf(outcome = 'replayed') as replays",
+    "sum(input_tokens) as input_token_sum",
+    "sum(output_tokens) as output_token_sum",
+    "quantileIf(0.5)(total_latency_ms, outcome = 'ok') as p50_ms",
+    "quantileIf(0.95)(total_latency_ms, outcome = 'ok') as p95_ms",
+)
+"""Latencies are those of whole replies: an error is often quick, and a replay asks nobody. Unknown tokens count as
+none; where none are known the sum is null."""
 
 
 class TraceStore:
@@ -164,6 +182,20 @@ class TraceStore:
             TRACE_COLUMNS, org_ids, condition, {"id": trace_id}, rest="order by requested_at, turn_id"
         )
 
+    async def stats(
+        self, *, org_ids: Sequence[OrgId], by: StatsKey, since: timedelta, agent: AgentId | None = None
+    ) -> Traces:
+        """Turns, errors, tokens and latencies (ms) of the last `since`, for each value of `by`, the busiest first."""
+        condition = "requested_at >= now64(3) - toIntervalSecond({seconds:UInt64})"
+        parameters: dict[str, Any] = {"seconds": int(since.total_seconds())}
+        if agent is not None:
+            condition += " and agent_id = {agent:UUID}"
+            parameters["agent"] = agent
+        rows = await self._select(
+            (by, *_STATS), org_ids, condition, parameters, rest=f"group by {by} order by turns desc, {by}"
+        )
+        return [{name.replace("token_sum", "tokens"): _number(value) for name, value in row.items()} for row in rows]
+
     async def _select(
         self,
         columns: Sequence[str],
@@ -182,3 +214,8 @@ class TraceStore:
             async with asyncio.timeout(_QUERY_SECONDS):
                 result = await (await self._clickhouse.client()).query(sql, parameters=parameters)
         return list(result.named_results())
+
+
+def _number(value: Any) -> Any:
+    """None for the quantile of nothing."""
+    return None if isinstance(value, float) and isnan(value) else value

@@ -17,39 +17,19 @@ from ibex.domain.identity import (
 )
 from ibex.errors import OperatorError, UnknownEntity
 from ibex.stores.audit import AuditedStore, Row, plain, write
+from ibex.stores.identity_statements import LOCK_PREDECESSOR, MINT, REVOKE_MANY, REVOKE_ONE, SET_STATUS, SHORTEN
 from ibex.stores.postgres import Connection
 
 StatusKind = Literal["organization", "user", "agent"]
 
 _PREFIX = "ibex_pat_"
+_LIST_HINT = "`ibexctl token list --all` shows those there are."
 
 _STATUSES: dict[StatusKind, tuple[str, ...]] = {
     "organization": ("active", "suspended"),
     "user": ("active", "suspended"),
     "agent": ("active", "paused", "suspended", "archived"),
 }
-
-_SET_STATUS: dict[StatusKind, str] = {
-    "organization": "update ibex_core.organizations set status = $2 where org_id = $1 returning *",
-    "user": "update ibex_core.users set status = $2 where user_id = $1 returning *",
-    "agent": "update ibex_core.agents set status = $2 where agent_id = $1 returning *",
-}
-
-_MINT = """
-insert into ibex_core.tokens (token_id, org_id, user_id, agent_id, name, prefix, digest, permissions, expires_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9::interval)
-returning *
-"""
-
-_REVOKE_ONE = """
-update ibex_core.tokens set revoked_at = clock_timestamp() where token_id = $1 and revoked_at is null returning *
-"""
-
-_REVOKE_MANY = """
-update ibex_core.tokens set revoked_at = clock_timestamp()
-where org_id = $1 and ($2::uuid is null or agent_id = $2) and revoked_at is null
-returning *
-"""
 
 
 class IdentityAdmin(AuditedStore):
@@ -71,6 +51,20 @@ class IdentityAdmin(AuditedStore):
             )
             await self._audit(connection, "create", "organization", org_id, org_id, user_id=user_id)
         return row | {"user_id": user_id}
+
+    async def create_user(self, org: OrgId, name: str) -> Row:
+        """Create a user in an organization: user_id, org_id, name, status."""
+        user_id = UserId(uuid4())
+        _check_name(name)
+        async with self._changing() as connection:
+            await _check_org(connection, org)
+            row = await write(
+                connection,
+                "insert into ibex_core.users (user_id, org_id, name) values ($1, $2, $3) returning *",
+                *(user_id, org, name),
+            )
+            await self._audit(connection, "create", "user", user_id, org)
+        return row
 
     async def register_agent(self, org: OrgId, name: str) -> Row:
         """Register an agent in an organization: agent_id, org_id, name, status."""
@@ -112,7 +106,7 @@ class IdentityAdmin(AuditedStore):
         if status not in _STATUSES[kind]:
             raise OperatorError(f"The status of this is one of {', '.join(_STATUSES[kind])}.")
         async with self._changing() as connection:
-            row = await connection.fetchrow(_SET_STATUS[kind], entity_id, status)
+            row = await connection.fetchrow(SET_STATUS[kind], entity_id, status)
             if row is None:
                 raise UnknownEntity(f"There is no {kind} {entity_id}.", hint="Check the id.")
             await self._audit(connection, "set_status", kind, entity_id, row["org_id"], status=status)
@@ -144,21 +138,49 @@ class IdentityAdmin(AuditedStore):
                 await _check_agent(connection, org, agent)
             user_id = await _find_user(connection, org, user)
             row = await write(
-                *(connection, _MINT, token.token_id, org, user_id, agent, name, f"{_PREFIX}{token.token_id}"),
+                *(connection, MINT, token.token_id, org, user_id, agent, name, f"{_PREFIX}{token.token_id}"),
                 *(token.digest, int(permissions), expires_in),
             )
-            details = {"agent_id": agent, "permissions": int(permissions), "expires_at": row["expires_at"]}
-            await self._audit(connection, "mint", "token", token.token_id, org, **details)
+            await self._audit_minting(connection, row)
         return row, token.bearer
+
+    async def rotate_token(
+        self, token: TokenId | str, *, grace: timedelta, expires_in: timedelta | None = None
+    ) -> tuple[Row, Row, str]:
+        """Mint a successor with the same name, owner, agent and permissions; the old token expires `grace` from now,
+        unless it would sooner. Answers the old row, the new one, and the new bearer.
+
+        The successor lives as long as the old token was to live when it was minted, unless `expires_in` says otherwise.
+        """
+        token_id, successor = _parse_token_id(token), mint_token()
+        async with self._changing() as connection:
+            old = await connection.fetchrow(LOCK_PREDECESSOR, token_id)
+            if old is None:
+                raise UnknownEntity(f"There is no token {token_id}.", hint=_LIST_HINT)
+            if not old["is_valid"]:
+                raise OperatorError(
+                    f"Token {token_id} is revoked or expired: there is nothing to rotate.",
+                    hint="`ibexctl token mint` makes a new one.",
+                )
+            row = await write(
+                *(connection, MINT, successor.token_id, old["org_id"], old["user_id"], old["agent_id"]),
+                *(old["name"], f"{_PREFIX}{successor.token_id}", successor.digest, old["permissions"]),
+                old["lifetime"] if expires_in is None else expires_in,
+            )
+            ending = await write(connection, SHORTEN, token_id, grace)
+            await self._audit_minting(connection, row, rotated_from=token_id)
+            details = {"successor": successor.token_id, "expires_at": ending["expires_at"]}
+            await self._audit(connection, "rotate", "token", token_id, old["org_id"], **details)
+        return ending, row, successor.bearer
 
     async def revoke_token(self, token: TokenId | str) -> Row:
         """Revoke a token by its id or prefix; one already revoked stays revoked since then."""
         token_id = _parse_token_id(token)
         async with self._changing() as connection:
-            await self._revoke(connection, _REVOKE_ONE, token_id)
+            await self._revoke(connection, REVOKE_ONE, token_id)
             row = await connection.fetchrow("select * from ibex_core.tokens where token_id = $1", token_id)
             if row is None:
-                raise UnknownEntity(f"There is no token {token_id}.", hint="Tokens are named by id or by prefix.")
+                raise UnknownEntity(f"There is no token {token_id}.", hint=_LIST_HINT)
         return plain(row)
 
     async def revoke_tokens(self, org: OrgId, *, agent: AgentId | None = None) -> list[Row]:
@@ -167,7 +189,7 @@ class IdentityAdmin(AuditedStore):
             await _check_org(connection, org)
             if agent is not None:
                 await _check_agent(connection, org, agent)
-            return await self._revoke(connection, _REVOKE_MANY, org, agent)
+            return await self._revoke(connection, REVOKE_MANY, org, agent)
 
     async def list_org_ids(self) -> list[OrgId]:
         """Every organization there is."""
@@ -175,6 +197,10 @@ class IdentityAdmin(AuditedStore):
             return [
                 OrgId(row["org_id"]) for row in await connection.fetch("select org_id from ibex_core.organizations")
             ]
+
+    async def _audit_minting(self, connection: Connection, row: Row, **details: object) -> None:
+        described = {name: row[name] for name in ("user_id", "agent_id", "permissions", "expires_at")}
+        await self._audit(connection, "mint", "token", row["token_id"], row["org_id"], **described, **details)
 
     async def _revoke(self, connection: Connection, statement: str, *values: UUID | None) -> list[Row]:
         rows = await connection.fetch(statement, *values)

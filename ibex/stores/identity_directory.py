@@ -42,7 +42,8 @@ order by created_at, token_id
 
 _AUDIT = """
 select created_at, org_id, actor, action, entity_kind, entity_id, details::text from ibex_core.audit_events
-where $1::uuid is null or org_id = $1 order by created_at desc, audit_event_id limit $2
+where ($1::uuid is null or org_id = $1) and ($2::text is null or entity_kind = $2)
+order by created_at desc, audit_event_id limit $3
 """
 
 
@@ -96,9 +97,11 @@ class IdentityDirectory:
         """Tokens, oldest first: those that are valid, or with `is_all` the revoked and expired too."""
         return await self._fetch(_TOKENS, org_id, agent_id, is_all)
 
-    async def list_audit_events(self, org_id: OrgId | None = None, limit: int = 50) -> list[Row]:
-        """What operators changed, newest first."""
-        rows = await self._fetch(_AUDIT, org_id, limit)
+    async def list_audit_events(
+        self, org_id: OrgId | None = None, limit: int = 50, *, kind: str | None = None
+    ) -> list[Row]:
+        """What operators changed, newest first; of one organization, or of one kind of entity."""
+        rows = await self._fetch(_AUDIT, org_id, kind, limit)
         return [row | {"details": json.loads(row["details"])} for row in rows]
 
     async def _fetch(self, statement: str, *values: UUID | str | int | None) -> list[Row]:

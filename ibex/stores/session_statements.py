@@ -76,6 +76,13 @@ returning session_id
 """
 """Skips sessions a recorder holds: those are not idle."""
 
+LIST_SESSIONS = """
+select external_id, org_id, agent_id, status, turn_count, created_at, last_turn_at, session_id
+from ibex_core.sessions
+where ($1::uuid is null or org_id = $1) and ($2::uuid is null or agent_id = $2) and ($3::text is null or status = $3)
+order by last_turn_at desc, session_id limit $4
+"""
+
 SHOW_SESSION = """
 select s.* from ibex_core.agents as a
 join ibex_core.sessions as s on s.org_id = a.org_id and s.agent_id = a.agent_id and s.external_id = $2

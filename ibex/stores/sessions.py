@@ -20,6 +20,7 @@ from ibex.stores.session_statements import (
     ABANDON,
     INSERT_CHECKPOINTS,
     KNOWN_PARENTS,
+    LIST_SESSIONS,
     SHOW_CHECKPOINTS,
     SHOW_SESSION,
     UPSERT_SESSIONS,
@@ -97,6 +98,19 @@ class SessionStore:
                 )
             rows = await connection.fetch(SHOW_CHECKPOINTS, session["session_id"], limit)
         return {"session": plain(session), "checkpoints": [_present(plain(row)) for row in rows]}
+
+    async def list_sessions(
+        self,
+        org_id: OrgId | None = None,
+        agent_id: AgentId | None = None,
+        *,
+        status: str | None = None,
+        limit: int = 50,
+    ) -> list[Row]:
+        """Sessions, the one with the latest turn first; of one organization, one agent, in one state."""
+        async with self._postgres.transaction(timeout=30, operation="list_sessions") as connection:
+            rows = await connection.fetch(LIST_SESSIONS, org_id, agent_id, status, limit)
+        return [plain(row) for row in rows]
 
     async def _record_batch(self, batch: list[Turn], result: RecordResult) -> None:
         for attempt in range(_ATTEMPTS):

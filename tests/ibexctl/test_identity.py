@@ -118,6 +118,57 @@ def test_all_tokens_of_an_agent_or_an_organization_are_revoked_at_once(ibexctl, 
     assert ibexctl("token", "revoke", bound, "--org", "acme", "--json").code == 2
 
 
+def test_a_user_is_created_and_a_token_can_be_theirs(ibexctl, org_id) -> None:
+    made = ibexctl("user", "create", "Ada Lovelace", "--org", "acme")
+    user_id = re.search(r"user_id\t(\S+)", made.out)[1]
+    assert f"ibexctl token mint --org {org_id} --user {user_id}" in made.err
+    names = [row["name"] for row in ibexctl("user", "list", "--org", "acme", "--json").data["users"]]
+    assert names == ["Owner", "Ada Lovelace"]
+    assert ibexctl("token", "mint", "--org", "acme", "--user", user_id, "--json").data["user_id"] == user_id
+
+
+def test_a_rotated_token_has_a_successor_like_it_and_ends_after_its_grace(ibexctl, org_id, agent_id) -> None:
+    words = ("--agent", agent_id, "--expires-in", "30d", "--name", "ci", "--permissions", "ReadOnly", "--json")
+    old = ibexctl("token", "mint", "--org", org_id, *words).data
+    new = ibexctl("token", "rotate", old["prefix"], "--grace", "2h", "--json").data
+    assert new["token"].startswith(new["prefix"])
+    assert new["token_id"] != old["token_id"]
+    for name in ("org_id", "user_id", "agent_id", "name", "permissions", "permission_names"):
+        assert new[name] == old[name]
+    assert new["rotated"]["token_id"] == old["token_id"]
+    now = datetime.now(UTC)
+    ends_in = {row["token_id"]: datetime.fromisoformat(row["expires_at"]) - now for row in (new, new["rotated"])}
+    assert timedelta(days=29) < ends_in[new["token_id"]] < timedelta(days=31)
+    assert timedelta(hours=1) < ends_in[old["token_id"]] < timedelta(hours=3)
+    listed = ibexctl("token", "list", "--org", "acme", "--json").data["tokens"]
+    assert {row["token_id"] for row in listed} == {old["token_id"], new["token_id"]}
+
+
+def test_a_grace_never_lengthens_a_life_and_without_an_end_the_successor_has_none(ibexctl, org_id) -> None:
+    brief = ibexctl("token", "mint", "--org", org_id, "--expires-in", "1h", "--json").data
+    assert ibexctl("token", "rotate", brief["prefix"], "--json").data["rotated"]["expires_at"] == brief["expires_at"]
+    endless = ibexctl("token", "mint", "--org", org_id, "--json").data
+    assert ibexctl("token", "rotate", endless["prefix"], "--json").data["expires_at"] is None
+    shown = ibexctl("token", "rotate", endless["prefix"], "--expires-in", "1w")
+    assert "export IBEX_TOKEN=ibex_pat_" in shown.out
+    assert f"old token\t{endless['prefix']}\nvalid until\t" in shown.out
+
+
+def test_a_token_that_is_revoked_or_unknown_cannot_be_rotated(ibexctl, org_id) -> None:
+    token = ibexctl("token", "mint", "--org", org_id, "--json").data
+    ibexctl("token", "revoke", token["prefix"])
+    assert "nothing to rotate" in ibexctl("token", "rotate", token["prefix"], "--json").error["message"]
+    assert f"There is no token {NOBODY}" in ibexctl("token", "rotate", NOBODY, "--json").error["message"]
+
+
+def test_tokens_are_listed_with_their_permissions_by_name(ibexctl, org_id) -> None:
+    ibexctl("token", "mint", "--org", org_id, "--permissions", "ReadOnly")
+    ibexctl("token", "mint", "--org", org_id, "--permissions", "SESSION_CREATE+SESSION_READ")
+    head, *rows = [line.split("\t") for line in ibexctl("token", "list").out.splitlines()]
+    assert "last_used_at" in head
+    assert [row[head.index("permissions")] for row in rows] == ["ReadOnly", "SESSION_CREATE, SESSION_READ"]
+
+
 def test_a_status_is_changed_and_changed_back(ibexctl, org_id, agent_id) -> None:
     assert ibexctl("org", "suspend", "acme", "--json").data["status"] == "suspended"
     assert ibexctl("org", "resume", "acme", "--json").data["status"] == "active"
@@ -187,6 +238,8 @@ def test_each_change_leaves_an_audit_event(ibexctl, org_id, agent_id) -> None:
         ("set", "directive"),
     ]
     assert "secret instruction" not in listed.out
+    of_tokens = ibexctl("audit", "list", "--kind", "token", "--json").data["audit_events"]
+    assert [event["action"] for event in of_tokens] == ["revoke", "mint"]
     assert len(ibexctl("audit", "list", "--limit", 2, "--json").data["audit_events"]) == 2
 
 
@@ -202,6 +255,9 @@ NOBODY = uuid4()
         (("org", "create", ""), "A name is 1 to 200 printable characters."),
         (("org", "limit", "acme", "--rpm", 1, "--agent", NOBODY), f"There is no agent {NOBODY} in organization"),
         (("agent", "register", "bot", "--org", "nowhere"), "There is no organization nowhere."),
+        (("user", "create", "Ada", "--org", "nowhere"), "There is no organization nowhere."),
+        (("user", "create", "a\nb", "--org", "acme"), "A name is 1 to 200 printable characters."),
+        (("token", "mint", "--org", "acme", "--user", NOBODY), f"There is no user {NOBODY} in organization"),
         (("agent", "pause", NOBODY), f"There is no agent {NOBODY}."),
         (("agent", "limit", NOBODY, "--rpm", 1), f"There is no agent {NOBODY}."),
         (("token", "mint", "--org", "nowhere"), "There is no organization nowhere."),

@@ -75,6 +75,59 @@ def test_a_session_is_shown_with_all_its_checkpoints_oldest_first(ibexctl, on_st
     assert plain[-1].startswith(f"0\t{DAWN_WRITTEN}\t")
 
 
+def test_sessions_are_listed_with_the_latest_turn_first_and_by_whose_they_are(ibexctl, on_stores, tenants) -> None:
+    acme, other = tenants
+    days = 24 * 3600 * 1_000_000
+    record(
+        on_stores,
+        acme.make_turn("old", completed_at=DAWN - days),
+        acme.make_turn("new", completed_at=DAWN),
+        other.make_turn("theirs", completed_at=DAWN - 1_000_000),
+    )
+
+    def listed(*words: object) -> list[str]:
+        return [row["external_id"] for row in ibexctl("session", "list", *words, "--json").data["sessions"]]
+
+    assert listed() == ["new", "theirs", "old"]
+    assert listed("--limit", 1) == ["new"]
+    assert listed("--org", "other") == listed("--agent", other.agent_id) == ["theirs"]
+    assert listed("--status", "abandoned") == []
+    lines = ibexctl("session", "list", "--org", "acme", "--limit", 1).out.splitlines()
+    assert lines[0].startswith("session\torg_id\tagent_id\tstatus\tturn_count\t")
+    assert lines[1].startswith(f"new\t{acme.org_id}\t{acme.agent_id}\tactive\t1\t")
+
+
+def test_traces_are_summed_up_by_organization_agent_and_model(ibexctl, on_stores, tenants) -> None:
+    acme, other = tenants
+    whole = [
+        acme.make_turn(requested_at=DAWN, model="a", total_latency_ms=float(k), input_tokens=k, output_tokens=2)
+        for k in range(1, 101)
+    ]
+    cut = {"outcome": Outcome.INCOMPLETE, "is_complete": False, "total_latency_ms": 9999.0}
+    unknown = {"input_tokens": None, "output_tokens": None, "usage_source": "none"}
+    failed = other.make_turn(requested_at=DAWN, model="b", **cut, **unknown)
+    record(on_stores, *whole, failed, acme.make_turn(requested_at=DAWN - 7200 * 1_000_000, model="earlier"))
+
+    summed = ibexctl("trace", "stats", "--since", "2h", "--json").data
+    assert (summed["by"], summed["since"]) == ("model", 7200.0)
+    nobody = {"disconnects": 0, "replays": 0}
+    assert summed["stats"] == [
+        {"model": "a", "turns": 100, "errors": 0, **nobody, "input_tokens": 5050, "output_tokens": 200, "p50_ms": 50.5,
+         "p95_ms": pytest.approx(95, abs=1)},
+        {"model": "b", "turns": 1, "errors": 1, **nobody, "input_tokens": None, "output_tokens": None, "p50_ms": None,
+         "p95_ms": None},
+    ]  # fmt: skip
+    by_org = ibexctl("trace", "stats", "--by", "org", "--json").data["stats"]
+    assert [(row["org_id"], row["name"], row["turns"]) for row in by_org] == [
+        (str(acme.org_id), "acme", 101),
+        (str(other.org_id), "other", 1),
+    ]
+    by_agent = ibexctl("trace", "stats", "--by", "agent", "--org", "other").out.splitlines()
+    assert by_agent[0].startswith("agent_id\tname\tturns\terrors\t")
+    assert by_agent[1].startswith(f"{other.agent_id}\tother's agent\t1\t1\t")
+    assert ibexctl("trace", "stats", "--agent", acme.agent_id, "--since", "1s", "--json").data["stats"] == []
+
+
 def test_a_session_that_is_not_there_is_said(ibexctl, tenants) -> None:
     refused = ibexctl("session", "show", "nothing", "--agent", tenants[0].agent_id, "--json").error
     assert "has no session of this name" in refused["message"]
