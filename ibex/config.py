@@ -6,6 +6,7 @@ default here. A secret may be given as a file instead: `OPENAI_API_KEY_FILE=/run
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -176,17 +177,46 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
     Raises ConfigurationError with every wrong setting on a line of its own, never with a secret's value.
     """
-    variables = _variables(os.environ if environ is None else environ)
+    layers = _layers(os.environ if environ is None else environ)
     values: dict[str, Any] = {}
     for field in Settings.model_fields:
-        found = _find(field, variables)
+        found = _find(field, layers)
         if found is not None:
-            values[field] = found
+            values[field] = found[0]
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(_explain(error), hint="Every setting is described in .env.example.") from None
+
+
+Source = Literal["flag", "environment", "settings file", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a setting's value comes from."""
+
+    source: Source
+    name: str | None = None
+    """Under which name it was found there; `…_FILE` for a secret that lies in a file of its own."""
+
+
+def find_origins(environ: Mapping[str, str] | None = None, **overrides: Any) -> dict[str, Origin]:
+    """Where each setting's value comes from, by field; the arguments are those of `load_settings`."""
+    layers = _layers(os.environ if environ is None else environ)
+    origins: dict[str, Origin] = {}
+    for field in Settings.model_fields:
+        found = _find(field, layers)
+        origins[field] = Origin("default") if found is None else found[1]
+        if overrides.get(field) is not None:
+            origins[field] = Origin("flag")
+    return origins
+
+
+def settings_file(environ: Mapping[str, str] | None = None) -> Path:
+    """The settings file, whether it exists or not."""
+    return Path((os.environ if environ is None else environ).get("IBEX_ENV_FILE") or ".env")
 
 
 def unknown_names(environ: Mapping[str, str] | None = None) -> list[str]:
@@ -196,7 +226,7 @@ def unknown_names(environ: Mapping[str, str] | None = None) -> list[str]:
         f"{name}_FILE" for field in Settings.model_fields if is_secret(field) for name in environment_names(field)
     }
     known |= {"IBEX_ENV_FILE", *_CLIENT_NAMES}
-    variables = _variables(os.environ if environ is None else environ)
+    variables = {name for _, layer in _layers(os.environ if environ is None else environ) for name in layer}
     return sorted(name for name in variables if name.startswith("IBEX_") and name not in known)
 
 
@@ -242,26 +272,52 @@ _CLIENT_NAMES = {"IBEX_PROXY_ADDR", "IBEX_DEV_TOKEN", "IBEX_DEV_AGENT_ID"}
 """Names the smoke test reads; they are no settings of the server."""
 
 
-def _variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment over the settings file."""
-    path = Path(environ.get("IBEX_ENV_FILE", ".env"))
-    from_file = (
-        {name: value for name, value in dotenv_values(path).items() if value is not None} if path.is_file() else {}
+_Layers = tuple[tuple[Source, Mapping[str, str]], ...]
+
+
+def _layers(environ: Mapping[str, str]) -> _Layers:
+    """The environment, then the settings file without the names that the environment has: an empty variable hides the
+    file's.
+    """
+    from_file = _read_settings_file(environ)
+    return ("environment", environ), (
+        "settings file",
+        {name: value for name, value in from_file.items() if value is not None and name not in environ},
     )
-    return {**from_file, **environ}
 
 
-def _find(field: str, variables: Mapping[str, str]) -> str | None:
-    for name in environment_names(field):
-        if variables.get(name):
-            return variables[name]
-        path = variables.get(f"{name}_FILE")
-        if path and is_secret(field):
-            try:
-                return Path(path).read_text().strip()
-            except OSError as error:
-                raise ConfigurationError(f"{name}_FILE names a file that cannot be read: {error.strerror}.") from None
+def _read_settings_file(environ: Mapping[str, str]) -> dict[str, str | None]:
+    path = settings_file(environ)
+    if not path.exists():
+        if environ.get("IBEX_ENV_FILE"):
+            raise ConfigurationError(f"IBEX_ENV_FILE names {path}, which does not exist.", hint="Check the path.")
+        return {}
+    try:
+        return dotenv_values(path) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings file {path} cannot be read: {_reason(error)}.") from None
+
+
+def _find(field: str, layers: _Layers) -> tuple[str, Origin] | None:
+    for source, variables in layers:
+        for name in environment_names(field):
+            if variables.get(name):
+                return variables[name], Origin(source, name)
+            path = variables.get(f"{name}_FILE")
+            if path and is_secret(field):
+                return _read_secret(f"{name}_FILE", path), Origin(source, f"{name}_FILE")
     return None
+
+
+def _read_secret(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{name} names a file that cannot be read: {_reason(error)}.") from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not UTF-8"
 
 
 def _explain(error: ValidationError) -> str:

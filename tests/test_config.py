@@ -7,10 +7,12 @@ import pytest
 
 from ibex.config import (
     EMBEDDED,
+    Origin,
     Secret,
     Settings,
     child_environment,
     environment_names,
+    find_origins,
     is_secret,
     load_settings,
     reach_loopback_directly,
@@ -44,6 +46,43 @@ def test_usual_names_are_accepted_and_ibexs_own_come_first() -> None:
     assert load_settings({**NO_FILE, "OPENAI_API_KEY": KEY}).openai_api_key == Secret(KEY)
     both = load_settings({**NO_FILE, "OPENAI_BASE_URL": "http://usual", "IBEX_OPENAI_BASE_URL": "http://own"})
     assert both.openai_base_url == "http://own"
+
+
+def test_the_environment_wins_over_the_file_whatever_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("IBEX_OPENAI_BASE_URL=http://file\nIBEX_PORT=1\n")
+    environ = {"IBEX_ENV_FILE": str(file), "OPENAI_BASE_URL": "http://environment", "IBEX_PORT": ""}
+
+    settings = load_settings(environ)
+
+    assert settings.openai_base_url == "http://environment"
+    assert settings.port == Settings().port, "a variable that is empty hides the file's"
+
+
+def test_each_value_can_say_where_it_came_from(tmp_path: Path) -> None:
+    file, key = tmp_path / "env", tmp_path / "key"
+    file.write_text("IBEX_PORT=1\nIBEX_WORKERS=3\n")
+    key.write_text(KEY)
+    environ = {"IBEX_ENV_FILE": str(file), "REDIS_URL": "redis://r", "OPENAI_API_KEY_FILE": str(key)}
+
+    origins = find_origins(environ, port=5, host=None)
+
+    assert origins.keys() == Settings.model_fields.keys()
+    assert origins["port"] == Origin("flag")
+    assert origins["workers"] == Origin("settings file", "IBEX_WORKERS")
+    assert origins["redis_url"] == Origin("environment", "REDIS_URL")
+    assert origins["openai_api_key"] == Origin("environment", "OPENAI_API_KEY_FILE")
+    assert origins["host"] == Origin("default")
+
+
+def test_a_settings_file_that_is_named_must_be_there_and_legible(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        load_settings({"IBEX_ENV_FILE": str(tmp_path / "absent")})
+    (tmp_path / "latin").write_bytes(b"IBEX_HOST=\xe4\n")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        load_settings({"IBEX_ENV_FILE": str(tmp_path / "latin")})
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY_FILE names a file that cannot be read: it is not"):
+        load_settings({**NO_FILE, "OPENAI_API_KEY_FILE": str(tmp_path / "latin")})
 
 
 def test_a_secret_can_be_a_file(tmp_path: Path) -> None:
