@@ -77,6 +77,7 @@ async def test_a_worker_shares_whom_it_has_verified(settings: Settings) -> None:
         open_worker(settings, slot=0, metrics=Metrics(), neighbours=all_.join()) as first,
         open_worker(settings, slot=1, metrics=Metrics(), neighbours=all_.join()) as second,
     ):
+        await second.follower.ensure_current()
         caller = (f"Bearer {tenant.bearer}", str(tenant.agent_id), "127.0.0.1")
         verified = await first.authenticator.authenticate(*caller)
         known = await second.authenticator.authenticate(*caller)

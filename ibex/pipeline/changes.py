@@ -8,20 +8,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from math import inf
+from typing import NoReturn, Protocol
 from uuid import UUID
 
-from ibex.errors import ServiceDegraded, StoreUnavailable
-from ibex.stores.changes import Change, ChangeFeed
+from ibex.errors import ServiceDegraded, StoreError
+from ibex.pipeline.single_flight import SingleFlight
+from ibex.stores.changes import Change, ChangeFeed, Changes
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.changes")
 
 POLL_SECONDS = 1.0
+LONGEST_WAIT = 1.0
+"""How long a request waits for one more answer of Postgres."""
 TRUST_SECONDS = 5.0
 """How long what was heard is believed, and how old the last answered PING may be."""
 REMEMBER_SECONDS = 60.0
 """How long a change is remembered, to judge reads that began before it."""
+MOST_REMEMBERED = 100_000
+"""Changes remembered; beyond that everything counts as changed."""
+STEP_SECONDS = 1.0
+"""A wall clock that moves by more against the boot clock was set, or this machine stood still without knowing it."""
+
+Listener = Callable[[str, UUID | None], None]
 
 
 def now() -> float:
@@ -30,7 +40,7 @@ def now() -> float:
 
 
 class Subscription(Protocol):
-    """What is known of the Redis subscription (`ibex.stores.redis.ChangeSubscription`)."""
+    """What is known of the Redis subscription (`ibex.stores.redis_subscription.ChangeSubscription`)."""
 
     @property
     def unbroken_since(self) -> float | None:
@@ -47,7 +57,7 @@ class ChangeFollower:
     """Follows the change feed for one process.
 
     Listeners are called with the kind and the id of what changed, or with ("reset", None) when everything remembered
-    must be forgotten. They are synchronous: when a poll has returned, its changes are in force here.
+    may be wrong. They are synchronous: when a poll has returned, its changes are in force here.
     """
 
     def __init__(
@@ -57,107 +67,143 @@ class ChangeFollower:
         self._subscription = subscription
         self._metrics = metrics
         self._max_stale = max_stale_seconds
-        self._listeners: list[Callable[[str, UUID | None], None]] = []
+        self._listeners: list[Listener] = []
         self._recent: dict[UUID, float] = {}
-        self._reset_at = 0.0
-        self._heard_at: float | None = None
+        """What changed in the last minute, and when it was heard; oldest first."""
+        self._reset_at = -inf
+        self._heard_at = -inf
+        """The sending time of the last question that was answered; -inf: never."""
         self._clock_offset = time.time() - now()
-        self._failures = 0
-        self._poll: asyncio.Task[bool] | None = None
+        self._clock_steps = 0
+        self._timeouts = 0
+        self._is_away = False
+        self._polls: SingleFlight[None, None] = SingleFlight("change poll")
 
-    def listen(self, listener: Callable[[str, UUID | None], None]) -> None:
+    def listen(self, listener: Listener) -> None:
         """Call `listener` with each change from now on."""
         self._listeners.append(listener)
 
     @property
     def postgres_is_away(self) -> bool:
-        """Whether the last question went unanswered, and the one before it too or was refused outright."""
-        return self._failures >= 2
+        """Whether the last question was refused or cut off, or the last two went unanswered."""
+        return self._is_away
 
-    def is_current(self) -> bool:
-        """Whether a change committed more than five seconds ago would have been heard. Costs two clock reads."""
-        offset = time.time() - now()
-        if abs(offset - self._clock_offset) > 1.0:
-            self._clock_offset = offset
-            self._heard_at = None
-        return self._heard_at is not None and now() - self._heard_at <= TRUST_SECONDS
+    def is_current(self, moment: float) -> bool:
+        """Whether a change committed more than five seconds ago would have been heard. `moment` is `now()`, just read.
+
+        A step of the wall clock makes everything remembered doubtful, at once.
+        """
+        if abs(time.time() - moment - self._clock_offset) > STEP_SECONDS:
+            self._take_clock_step()
+        return moment - self._heard_at <= TRUST_SECONDS
+
+    async def catch_up(self) -> bool:
+        """Whether what is remembered is current, after waiting up to a second for Postgres unless it is away."""
+        if self.is_current(now()):
+            return True
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                while not self.is_current(now()) and not self._is_away:
+                    await self._polls.run(None, self._ask)
+        except TimeoutError:
+            return False
+        return self.is_current(now())
 
     async def ensure_current(self) -> None:
         """Return when what is remembered may be served; raises ServiceDegraded when neither store can be heard."""
-        if self.is_current():
-            return
-        if not self.postgres_is_away:
-            for _ in range(2):
-                if await asyncio.shield(self._poll_once()) and self.is_current():
-                    return
-                if self.postgres_is_away:
-                    break
-        if not self._hears_redis():
+        if not await self.catch_up() and not self._hears_redis():
             raise ServiceDegraded("ibex cannot hear its stores, so nobody can be let in.", headers={"Retry-After": "1"})
-
-    def _hears_redis(self) -> bool:
-        heard, since, pong = self._heard_at, self._subscription.unbroken_since, self._subscription.last_pong_sent_at
-        if heard is None or since is None or pong is None:
-            return False
-        moment = now()
-        return since <= heard and moment - pong < TRUST_SECONDS and moment - heard <= self._max_stale
 
     def changed_since(self, moment: float, ids: Iterable[UUID]) -> bool:
         """Whether any of these changed after `moment` (boot-clock seconds): a read that began then is worth nothing."""
         if moment <= self._reset_at or now() - moment > REMEMBER_SECONDS:
             return True
-        return any(self._recent.get(entity, -1.0) >= moment for entity in ids)
+        return any(self._recent.get(entity, -inf) >= moment for entity in ids)
 
     def take(self, kind: str, entity_id: UUID) -> None:
         """Put one change in force: a row of the feed, or a message of the subscription, which may come first."""
+        self._recent.pop(entity_id, None)
         self._recent[entity_id] = now()
         for listener in self._listeners:
             listener(kind, entity_id)
+        if len(self._recent) > MOST_REMEMBERED:
+            self._reset()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Ask each second, for ever."""
         while True:
             began = now()
-            await asyncio.shield(self._poll_once())
+            await self._polls.run(None, self._ask)
             self._forget_old()
             await asyncio.sleep(max(0.05, POLL_SECONDS - (now() - began)))
 
     async def close(self) -> None:
         """Stop asking."""
-        if self._poll is not None:
-            self._poll.cancel()
+        await self._polls.close()
         await self._feed.close()
 
-    def _poll_once(self) -> asyncio.Task[bool]:
-        """The question under way, else a new one: everybody who waits shares it."""
-        if self._poll is None or self._poll.done():
-            self._poll = asyncio.get_running_loop().create_task(self._ask(), name="change poll")
-        return self._poll
+    def _hears_redis(self) -> bool:
+        heard, since, pong = self._heard_at, self._subscription.unbroken_since, self._subscription.last_pong_sent_at
+        if since is None or pong is None:
+            return False
+        moment = now()
+        return since <= heard and moment - pong < TRUST_SECONDS and moment - heard <= self._max_stale
 
-    async def _ask(self) -> bool:
-        sent_at = now()
+    async def _ask(self) -> None:
+        sent_at, steps = now(), self._clock_steps
         try:
             changes = await self._feed.poll()
-        except StoreUnavailable:
-            self._failures += 1
-            if self._failures == 2:
-                log.warning("postgres does not answer the change feed")
-            return False
-        if changes.is_standby:
-            self._failures += 1
-            return False
-        if self._failures >= 2:
+        except StoreError as error:
+            self._miss(error.message, is_timeout=isinstance(error.__cause__, TimeoutError))
+        except Exception as error:  # a fault of the feed's must not end the questions: then nobody would be let in
+            log.error("the change feed failed", exc_info=error)
+            self._miss(type(error).__name__)
+        else:
+            if changes.is_standby:
+                self._miss("The server that answered is in recovery.")
+            else:
+                self._hear(changes)
+                self._follow_clock()
+                # An answer from before a step may be as old as the pause that the step reveals.
+                if steps == self._clock_steps:
+                    self._heard_at = sent_at
+
+    def _hear(self, changes: Changes) -> None:
+        self._timeouts = 0
+        if self._is_away:
+            self._is_away = False
             log.info("postgres answers the change feed again")
-        self._failures = 0
         if changes.is_reset:
-            self._reset_at = now()
-            for listener in self._listeners:
-                listener("reset", None)
+            self._reset()
         for change in changes.rows:
             self._observe_lag(change)
             self.take(change.kind, change.entity_id)
-        self._heard_at = sent_at
-        return True
+
+    def _miss(self, reason: str, *, is_timeout: bool = False) -> None:
+        self._timeouts += is_timeout
+        if not self._is_away and (not is_timeout or self._timeouts >= 2):
+            self._is_away = True
+            log.warning("postgres does not answer the change feed", extra={"reason": reason})
+
+    def _reset(self) -> None:
+        self._recent.clear()
+        self._reset_at = now()
+        for listener in self._listeners:
+            listener("reset", None)
+
+    def _follow_clock(self) -> None:
+        """Let the wall clock drift, as long as it does so slowly."""
+        offset = time.time() - now()
+        if abs(offset - self._clock_offset) > STEP_SECONDS:
+            self._take_clock_step()
+        self._clock_offset = offset
+
+    def _take_clock_step(self) -> None:
+        self._clock_offset = time.time() - now()
+        self._clock_steps += 1
+        self._heard_at = -inf
+        log.warning("the wall clock was stepped, so what is remembered is read again")
+        self._reset()
 
     def _observe_lag(self, change: Change) -> None:
         """From the commit to its effect here, which a message of the subscription may have brought before this row."""
@@ -168,4 +214,8 @@ class ChangeFollower:
 
     def _forget_old(self) -> None:
         limit = now() - REMEMBER_SECONDS
-        self._recent = {entity: moment for entity, moment in self._recent.items() if moment > limit}
+        while self._recent:
+            oldest = next(iter(self._recent))
+            if self._recent[oldest] > limit:
+                return
+            del self._recent[oldest]

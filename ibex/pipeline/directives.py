@@ -1,19 +1,29 @@
 """Which directive is in force for an agent: from memory, else from Postgres; never silently none."""
 
-import asyncio
+import logging
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from uuid import UUID
 
 from ibex.domain.directives import Directive
 from ibex.domain.identity import AgentId, OrgId, Principal
-from ibex.errors import ServiceDegraded, StoreUnavailable
+from ibex.errors import ServiceDegraded, StoreError
 from ibex.pipeline.changes import ChangeFollower, now
+from ibex.pipeline.single_flight import SingleFlight
 from ibex.stores.directives import DirectiveReader
 from ibex.telemetry import Metrics
 
+log = logging.getLogger("ibex.directives")
+
 MOST_AGENTS = 10_000
+MOST_BYTES = 64 << 20
+"""Of directives' texts, in memory."""
+READ_ATTEMPTS = 3
+READ_SECONDS = 2.0
+"""How long one read may take, waiting for a connection too."""
 
 
 @dataclass(slots=True)
@@ -22,16 +32,26 @@ class _Known:
     is_stale: bool = False
     """Whether it has changed since it was read; still the last known version while Postgres is away."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of its text, in memory."""
+        return 0 if self.directive is None else sys.getsizeof(self.directive.text)
+
 
 class DirectiveBook:
-    """Remembers the directive of each agent, and that an agent has none."""
+    """Remembers the directive of each agent, and that an agent has none; those used longest ago are forgotten."""
 
     def __init__(self, reader: DirectiveReader, follower: ChangeFollower, metrics: Metrics) -> None:
         self._reader = reader
         self._follower = follower
-        self._metrics = metrics
         self._known: OrderedDict[AgentId, _Known] = OrderedDict()
-        self._reads: dict[AgentId, asyncio.Task[Directive | None]] = {}
+        self._bytes = 0
+        self._reads: SingleFlight[AgentId, Directive | None] = SingleFlight("directive read")
+        self._hits = metrics.directive_cache_hits_total.labels()
+        self._misses = metrics.directive_cache_misses_total.labels()
+        self._errors = metrics.directive_resolve_errors_total.labels()
+        self._invalidated = metrics.directive_invalidate_total.labels()
+        self._seconds = metrics.directive_resolve_duration_seconds.labels()
         follower.listen(self._mark)
 
     async def in_force(self, principal: Principal) -> Directive | None:
@@ -39,48 +59,64 @@ class DirectiveBook:
 
         Raises ServiceDegraded when it cannot be known: stores away, and never seen here.
         """
-        known = self._known.get(principal.agent_id)
-        if known is not None and not known.is_stale:
-            self._metrics.directive_cache_hits_total.inc()
+        agent_id = principal.agent_id
+        known = self._known.get(agent_id)
+        if known is not None and not known.is_stale and self._follower.is_current(now()):
+            self._known.move_to_end(agent_id)
+            self._hits.inc()
             return known.directive
-        self._metrics.directive_cache_misses_total.inc()
         began = perf_counter()
         try:
-            return await asyncio.shield(self._read_once(principal.org_id, principal.agent_id))
-        except StoreUnavailable:
-            self._metrics.directive_resolve_errors_total.inc()
-            if known is not None:
-                return known.directive
-            raise ServiceDegraded(
-                "The directive in force cannot be known just now.", headers={"Retry-After": "1"}
-            ) from None
+            return await self._resolve(principal.org_id, agent_id)
         finally:
-            self._metrics.directive_resolve_duration_seconds.observe(perf_counter() - began)
+            self._seconds.observe(perf_counter() - began)
 
-    def _read_once(self, org_id: OrgId, agent_id: AgentId) -> asyncio.Task[Directive | None]:
-        read = self._reads.get(agent_id)
-        if read is None:
-            read = asyncio.get_running_loop().create_task(self._read(org_id, agent_id), name="directive read")
-            self._reads[agent_id] = read
-            read.add_done_callback(lambda _: self._reads.pop(agent_id, None))
-        return read
+    async def _resolve(self, org_id: OrgId, agent_id: AgentId) -> Directive | None:
+        """What is in force after catching up with Postgres; the last known version when Postgres is away."""
+        is_current = await self._follower.catch_up()
+        known = self._known.get(agent_id)
+        if known is not None and not (is_current and known.is_stale):
+            self._hits.inc()
+            return known.directive
+        self._misses.inc()
+        if is_current:
+            try:
+                return await self._reads.run(agent_id, partial(self._read, org_id, agent_id))
+            except StoreError as error:
+                log.warning("a directive could not be read", extra={"reason": error.message})
+        self._errors.inc()
+        if known is None:
+            raise ServiceDegraded("The directive in force cannot be known just now.", headers={"Retry-After": "1"})
+        return known.directive
 
     async def _read(self, org_id: OrgId, agent_id: AgentId) -> Directive | None:
-        while True:
+        for _ in range(READ_ATTEMPTS):
             began = now()
-            directive = await self._reader.in_force(org_id, agent_id)
+            directive = await self._reader.in_force(org_id, agent_id, timeout=READ_SECONDS)
             if not self._follower.changed_since(began, (agent_id,)):
+                self._remember(agent_id, directive)
                 break
-        self._known[agent_id] = _Known(directive)
-        self._known.move_to_end(agent_id)
-        if len(self._known) > MOST_AGENTS:
-            self._known.popitem(last=False)
         return directive
 
+    def _remember(self, agent_id: AgentId, directive: Directive | None) -> None:
+        self._forget(agent_id)
+        self._known[agent_id] = known = _Known(directive)
+        self._bytes += known.size
+        while len(self._known) > MOST_AGENTS or self._bytes > MOST_BYTES:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, agent_id: AgentId) -> None:
+        known = self._known.pop(agent_id, None)
+        if known is not None:
+            self._bytes -= known.size
+
     def _mark(self, kind: str, entity_id: UUID | None) -> None:
-        if kind not in {"directive", "reset"}:
+        if kind == "reset":
+            changed = list(self._known.values())
+        elif kind == "directive" and entity_id is not None and AgentId(entity_id) in self._known:
+            changed = [self._known[AgentId(entity_id)]]
+        else:
             return
-        for agent_id, known in self._known.items():
-            if entity_id is None or agent_id == entity_id:
-                known.is_stale = True
-                self._metrics.directive_invalidate_total.inc()
+        for known in changed:
+            self._invalidated.inc(not known.is_stale)
+            known.is_stale = True

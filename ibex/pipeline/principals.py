@@ -1,24 +1,36 @@
-"""The verified callers a worker remembers, and how its neighbours learn of them."""
+"""The verified callers a worker remembers, what each amounts to, and how its neighbours learn of them."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from uuid import UUID
 
 import msgspec
 
-from ibex.domain.identity import AgentId, Credential
-from ibex.pipeline.changes import now
+from ibex.domain.identity import AgentId, Credential, Principal, parse_uuid, verify_digest
+from ibex.errors import (
+    AgentNotAuthorized,
+    AgentSuspended,
+    InsufficientPermissions,
+    MissingAgentId,
+    OrgSuspended,
+    RequestError,
+    UserSuspended,
+    ValidationFailed,
+)
 from ibex.telemetry import Metrics
 
 KNOWN_SECONDS = 900.0
 """A caller not seen for longer is no longer known."""
 REREAD_SECONDS = 20.0
-"""Entries older than this are read again in the background, before they are STALE_SECONDS old."""
-STALE_SECONDS = 30.0
+"""Entries older than this are read again in the background, before they are 30 s old."""
 
-Key = tuple[bytes, AgentId]
-"""The SHA-256 of the bearer, and the agent it was presented with."""
+NO_AGENT = AgentId(UUID(int=0))
+"""Asked for where no agent was named: the token is judged first all the same."""
+
+Key = tuple[bytes, str]
+"""The SHA-256 of the bearer, and the agent's id it was presented with, in lower case."""
 
 
 @dataclass(slots=True)
@@ -28,17 +40,71 @@ class Entry:
     credential: Credential
     read_at: float
     used_at: float
+    expires_at: float
+    """By the boot clock, from the database's clock at the read; inf: never."""
+    permissions: int
+    principal: Principal | None
+    """Who asks, for all that permissions leave open; None: refused whatever is asked (`find_fault` says why)."""
+    told_at: float = -inf
+    """When the neighbours and the database last heard that it is in use."""
+    is_void: bool = False
+    """It has changed since: no more is known than that its bearer was good, and it must be read before it serves."""
 
-    @property
-    def is_expired(self) -> bool:
-        """Whether the token's life is over, counted from the database's clock at the read."""
-        left = self.credential.expires_in
-        return left is not None and now() - self.read_at >= left
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether it must be read again before it is used, while Postgres can be asked."""
-        return now() - self.read_at > STALE_SECONDS
+def make_entry(credential: Credential, read_at: float, used_at: float) -> Entry:
+    """What a read amounts to."""
+    is_refused = find_fault(credential, 0, str(credential.agent_id)) is not None
+    return Entry(
+        credential,
+        read_at,
+        used_at,
+        expires_at=inf if credential.expires_in is None else read_at + credential.expires_in,
+        permissions=int(credential.permissions),
+        principal=None if is_refused else _make_principal(credential),
+    )
+
+
+def is_valid(credential: Credential, digest: bytes) -> bool:
+    """Whether the bearer with this digest is the token's, and the token neither revoked nor expired."""
+    is_alive = credential.expires_in is None or credential.expires_in > 0
+    return verify_digest(digest, credential.digest) and not credential.is_revoked and is_alive
+
+
+def find_fault(credential: Credential, needs: int, agent_header: str | None) -> RequestError | None:
+    """Why a caller with a valid token is refused, in the contract's order: its token first, then its agent."""
+    if credential.org_status != "active":
+        return OrgSuspended()
+    if credential.user_status != "active":
+        return UserSuspended()
+    if int(credential.permissions) & needs != needs:
+        return InsufficientPermissions()
+    if not agent_header:
+        return MissingAgentId()
+    if parse_uuid(agent_header) is None:
+        return ValidationFailed("`X-IBEX-Agent-ID` must be a UUID.", param="X-IBEX-Agent-ID")
+    if credential.agent_status is None or credential.bound_agent_id not in {None, credential.agent_id}:
+        return AgentNotAuthorized()
+    if credential.agent_status != "active":
+        return AgentSuspended()
+    return None
+
+
+def _make_principal(credential: Credential) -> Principal:
+    return Principal(
+        token_id=credential.token_id,
+        org_id=credential.org_id,
+        user_id=credential.user_id,
+        agent_id=credential.agent_id,
+        permissions=credential.permissions,
+        org_rpm=credential.org_rpm,
+        agent_rpm=credential.agent_rpm,
+        was_cached=True,
+    )
+
+
+def ids_of(credential: Credential) -> tuple[UUID, ...]:
+    """Everything whose change makes a credential worth nothing."""
+    return (credential.token_id, credential.agent_id, credential.user_id, credential.org_id)
 
 
 class PrincipalCache:
@@ -47,58 +113,83 @@ class PrincipalCache:
     def __init__(self, size: int, metrics: Metrics) -> None:
         self._size = size
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        self._keys: defaultdict[UUID, set[Key]] = defaultdict(set)
-        """The entries that rest on each id, so that a change costs what it touches and not the whole cache."""
-        self._metrics = metrics
+        self._keys: defaultdict[UUID | bytes, set[Key]] = defaultdict(set)
+        """The entries that rest on each id, so that a change costs what it touches and not the whole cache; and those
+        of each bearer's digest."""
+        self._evictions = metrics.auth_cache_lru_evictions_total.labels()
+        self._level = metrics.auth_cache_lru_size.labels()
 
-    def get(self, key: Key) -> Entry | None:
-        """The entry, marked as used."""
+    def get(self, key: Key, moment: float) -> Entry | None:
+        """The entry, void and expired ones too, marked as used at `moment`; None for one unused too long."""
         entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-            entry.used_at = now()
+        if entry is None:
+            return None
+        if moment - entry.used_at > KNOWN_SECONDS:
+            self.drop(key)
+            return None
+        self._entries.move_to_end(key)
+        entry.used_at = moment
         return entry
 
-    def put(self, key: Key, credential: Credential, read_at: float, used_at: float) -> None:
-        """Remember a credential; the one used longest ago goes for want of room."""
-        self._remove(key)
-        self._entries[key] = Entry(credential, read_at, used_at)
-        for entity_id in ids_of(credential):
-            self._keys[entity_id].add(key)
+    def peek(self, key: Key) -> Entry | None:
+        """The entry, without using it."""
+        return self._entries.get(key)
+
+    def knows_bearer(self, digest: bytes) -> bool:
+        """Whether the bearer is known good, with whatever agent."""
+        return digest in self._keys
+
+    def put(self, key: Key, entry: Entry) -> None:
+        """Remember an entry, in the place of its former self; the one used longest ago goes for want of room."""
+        former = self._entries.get(key)
+        if former is not None:
+            self._unlink(key, former)
+        self._entries[key] = entry
+        for thing in _supports(key, entry):
+            self._keys[thing].add(key)
         if len(self._entries) > self._size:
-            self._remove(next(iter(self._entries)))
-            self._metrics.auth_cache_lru_evictions_total.inc()
-        self._metrics.auth_cache_lru_size.set(len(self._entries))
+            self.drop(next(iter(self._entries)))
+            self._evictions.inc()
+        self._level.set(len(self._entries))
 
     def drop(self, key: Key) -> None:
-        """Forget one entry."""
-        self._remove(key)
-        self._metrics.auth_cache_lru_size.set(len(self._entries))
-
-    def _remove(self, key: Key) -> None:
+        """Forget one entry, if it is there."""
         entry = self._entries.pop(key, None)
-        for entity_id in ids_of(entry.credential) if entry is not None else ():
-            self._keys[entity_id].discard(key)
-            if not self._keys[entity_id]:
-                del self._keys[entity_id]
+        if entry is not None:
+            self._unlink(key, entry)
+            self._level.set(len(self._entries))
 
-    def keys_resting_on(self, entity_id: UUID | None) -> list[Key]:
-        """The entries that rest on this token, agent, user or organization; all of them for None."""
-        return list(self._entries if entity_id is None else self._keys.get(entity_id, ()))
+    def void(self, entity_id: UUID | None) -> int:
+        """Let nothing that rests on this id serve before it is read again; all of them for None. How many did."""
+        keys = self._entries.keys() if entity_id is None else self._keys.get(entity_id, ())
+        voided = [entry for key in keys if not (entry := self._entries[key]).is_void]
+        for entry in voided:
+            entry.is_void = True
+        return len(voided)
 
-    def due_for_reread(self) -> Iterator[tuple[Key, Entry]]:
-        """Entries in use that will soon be stale; those out of use are forgotten on the way."""
-        moment = now()
+    def due_for_reread(self, moment: float) -> Iterator[tuple[Key, Entry]]:
+        """Entries in use that will soon be old, or are void; those out of use are forgotten on the way.
+
+        The cache may change between one and the next.
+        """
         for key, entry in list(self._entries.items()):
+            if self._entries.get(key) is not entry:
+                continue
             if moment - entry.used_at > KNOWN_SECONDS:
                 self.drop(key)
-            elif moment - entry.read_at > REREAD_SECONDS:
+            elif entry.is_void or moment - entry.read_at > REREAD_SECONDS:
                 yield key, entry
 
+    def _unlink(self, key: Key, entry: Entry) -> None:
+        for thing in _supports(key, entry):
+            resting = self._keys[thing]
+            resting.discard(key)
+            if not resting:
+                del self._keys[thing]
 
-def ids_of(credential: Credential) -> tuple[UUID, ...]:
-    """Everything whose change makes a credential worth nothing."""
-    return (credential.token_id, credential.agent_id, credential.user_id, credential.org_id)
+
+def _supports(key: Key, entry: Entry) -> tuple[UUID | bytes, ...]:
+    return (*ids_of(entry.credential), key[0])
 
 
 class SharedFill(msgspec.Struct, array_like=True):
@@ -117,6 +208,9 @@ def encode_fill(credential: Credential, read_at: float) -> bytes:
     return _encoder.encode(SharedFill(credential, read_at))
 
 
-def decode_fill(payload: bytes) -> SharedFill:
-    """Read a neighbour's fill."""
-    return _decoder.decode(payload)
+def decode_fill(payload: bytes) -> SharedFill | None:
+    """Read a neighbour's fill; None for one of another version of ibex, which a rolling restart brings."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError:
+        return None
