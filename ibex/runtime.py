@@ -20,6 +20,7 @@ from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.changes import ChangeFollower
 from ibex.pipeline.directives import DirectiveBook
 from ibex.pipeline.idempotency import Idempotency
+from ibex.pipeline.models import ModelCatalog
 from ibex.pipeline.rate_limiting import RateLimiter
 from ibex.pipeline.routing import Router
 from ibex.providers.openai import OpenAI
@@ -70,6 +71,7 @@ class Worker:
     directive_book: DirectiveBook
     providers: tuple[OpenAI, ...]
     router: Router
+    models: ModelCatalog
     idempotency: Idempotency
     journal: Journal
 
@@ -118,6 +120,7 @@ async def open_worker(
             directive_book=DirectiveBook(DirectiveReader(postgres), follower, metrics),
             providers=providers,
             router=Router(providers),
+            models=ModelCatalog(providers),
             idempotency=Idempotency(replies, metrics),
             journal=journal,
         )

@@ -22,6 +22,7 @@ from ibex.pipeline.recording import OpenTurn, TurnFacts
 from ibex.pipeline.reply import Call, Reply
 from ibex.pipeline.routing import Router
 from ibex.pipeline.sessions import choose_session
+from ibex.pipeline.tenancy import check_path_organization
 from ibex.providers.base import Provider, ProviderCall, ProviderReply
 from ibex.providers.events import event_data
 from ibex.stores.journal import Journal
@@ -68,6 +69,7 @@ class ChatPipeline:
         """Answer one chat request. Raises RequestError for whatever can still be answered with an error."""
         clock = call.clock
         principal = await self.authenticator.authenticate(call.authorization, call.agent_id, call.address)
+        check_path_organization(principal, call.path_org)
         clock.finish(Stage.AUTHENTICATION)
         if principal.was_cached:
             call.headers["X-IBEX-Auth-Cached"] = "true"

@@ -23,6 +23,8 @@ class Call:
     read_body: Callable[[], Awaitable[bytes]]
     trace: RequestTrace | None = None
     openai_beta: str | None = None
+    path_org: str | None = None
+    """The organization the path names, as written; None: it names none."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers of the response, filled in as they become known; errors carry them too."""
 

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from ibex.errors import RequestError
 from ibex.providers.answer import Answer
 from ibex.providers.events import EventSplitter
+from ibex.providers.models import Model
 from ibex.providers.redaction import sanitise
 
 MAX_JSON_BYTES: Final = 64 << 20
@@ -155,3 +156,9 @@ class Provider(Protocol):
 
     async def complete(self, call: ProviderCall) -> ProviderReply:
         """Ask for a completion; raises the errors of contract section 4 with `attempts` set, after all retries."""
+
+    async def list_models(self) -> tuple[Model, ...]:
+        """The models it says it has, of those that it serves.
+
+        Raises ProviderUnavailable, ProviderTimeout or RateLimited.
+        """

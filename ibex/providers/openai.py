@@ -1,22 +1,30 @@
 """OpenAI, and all that speak its dialect."""
 
 import asyncio
+import logging
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from time import monotonic
 from typing import Final
 
 from ibex import __version__
 from ibex.config import Secret, Settings
-from ibex.errors import ProviderTimeout, ProviderUnavailable, RequestError
+from ibex.errors import InvalidRequest, ModelNotFound, ProviderTimeout, ProviderUnavailable, RequestError
 from ibex.providers.answer import Answer
 from ibex.providers.base import ProviderCall, ProviderReply
 from ibex.providers.connection import Deadlines
+from ibex.providers.models import MAX_LIST_BYTES, Model, read_models
 from ibex.providers.refusals import MAX_ERROR_BYTES, Refusal, read_refusal
 from ibex.providers.retries import RetryBudget
-from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Transport
+from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Headers, Transport
 from ibex.telemetry import Metrics
 
+log = logging.getLogger("ibex.providers")
+
 CHAT_PATH: Final = "/chat/completions"
+MODELS_PATH: Final = "/models"
 
 _ERROR_BODY_SECONDS: Final = 5.0
 
@@ -53,19 +61,18 @@ class OpenAI:
         self._observe_duration = metrics.provider_duration_seconds.labels(name).observe
         self.is_away = False
         """Whether the last call found nobody who answers (no connection, no answer in time, a 5xx)."""
+        self._is_refused = False
         self.set_api_key(api_key)
 
     def set_api_key(self, api_key: Secret | None) -> None:
         """Present this key from the next request on; raises ValueError when it cannot stand in a header."""
         key = api_key.get_secret_value() if api_key is not None else ""
-        fields = [
-            (b"Content-Type", b"application/json"),
-            (b"Accept-Encoding", b"identity"),
-            (b"User-Agent", b"ibex/" + __version__.encode()),
-        ]
+        fields = [(b"Accept-Encoding", b"identity"), (b"User-Agent", b"ibex/" + __version__.encode())]
         if key:
             fields.append((b"Authorization", b"Bearer " + key.encode()))
         self._forbidden = (key,) if key else ()
+        self._models_head = self._transport.prepare("GET", MODELS_PATH, [*fields, (b"Accept", b"application/json")])
+        fields.insert(0, (b"Content-Type", b"application/json"))
         self._json_head = self._transport.prepare("POST", CHAT_PATH, [*fields, (b"Accept", b"application/json")])
         self._stream_head = self._transport.prepare("POST", CHAT_PATH, [*fields, (b"Accept", b"text/event-stream")])
 
@@ -78,27 +85,73 @@ class OpenAI:
 
         Cancellation ends the call at once.
         """
+        body, make_other_body = call.body, call.make_body_without_usage
+        if not self.accepts_stream_usage and make_other_body is not None:
+            body, make_other_body = make_other_body(), None
+        answered = await self._ask(
+            self._stream_head if call.is_streaming else self._json_head,
+            body,
+            call.trace_headers,
+            forbidden=self._forbidden + call.redact,
+            make_other_body=make_other_body,
+        )
+        self._check_kind(call, answered)
+        if answered.is_other_body:
+            self.accepts_stream_usage = False
+        return ProviderReply(
+            answered.answer,
+            attempts=answered.attempts,
+            has_usage_asked=body is call.body and not answered.is_other_body,
+            forbidden=self._forbidden + call.redact,
+            on_end=self._observe_duration,
+        )
+
+    async def list_models(self) -> tuple[Model, ...]:
+        """The models the upstream says it has, of those that the globs match.
+
+        Raises ProviderUnavailable, ProviderTimeout or RateLimited: an upstream without such a list is no fault of the
+        client's.
+        """
+        try:
+            answered = await self._ask(self._models_head, None)
+            body = await answered.answer.read(MAX_LIST_BYTES)
+        except (InvalidRequest, ModelNotFound):
+            raise ProviderUnavailable("The model provider did not tell its models.") from None
+        self._observe_duration(monotonic() - answered.answer.sent_at)
+        return read_models(b"" if answered.answer.is_coded else body, self.serves, owner=self.name)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._transport.close()
+
+    async def _ask(
+        self,
+        head: bytes,
+        body: bytes | None,
+        fields: Headers = (),
+        *,
+        forbidden: tuple[str, ...] = (),
+        make_other_body: Callable[[], bytes] | None = None,
+    ) -> "_Answered":
+        """Send a request until it is answered with 200 or there is no use in sending it again.
+
+        `make_other_body` is asked for a body without `stream_options` when the upstream stumbles over that.
+        """
         budget = RetryBudget(self._retries, self._wait_seconds)
-        body = call.body
-        if not self.accepts_stream_usage and call.make_body_without_usage is not None:
-            body = call.make_body_without_usage()
-        attempts = 0
+        attempts, is_other_body = 0, False
         while True:
             attempts += 1
             retry_after: float | None = None
             try:
-                answer = await self._send(call, body)
+                answer = await self._send(head, body, fields)
                 if answer.status == 200:
-                    self._check_kind(call, answer)
-                    if body is not call.body:
-                        self.accepts_stream_usage = False
-                    return self._reply(call, answer, attempts, body)
+                    return _Answered(answer, attempts, is_other_body)
                 refusal = await self._read_refusal(answer)
-                if refusal.refuses_stream_usage and call.make_body_without_usage is not None and body is call.body:
-                    body = call.make_body_without_usage()
+                if make_other_body is not None and not is_other_body and refusal.refuses_stream_usage:
+                    body, is_other_body = make_other_body(), True
                     continue
                 failure, is_retryable, retry_after = (
-                    refusal.to_error(self._forbidden + call.redact),
+                    refusal.to_error(forbidden),
                     refusal.is_retryable,
                     refusal.retry_after,
                 )
@@ -111,38 +164,34 @@ class OpenAI:
             self._retries_total.inc()
             await asyncio.sleep(wait)
 
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._transport.close()
-
-    async def _send(self, call: ProviderCall, body: bytes) -> Answer:
-        head = self._stream_head if call.is_streaming else self._json_head
+    async def _send(self, head: bytes, body: bytes | None, fields: Headers) -> Answer:
         try:
-            answer = await self._transport.send(head, body, call.trace_headers)
+            answer = await self._transport.send(head, body, fields)
         except RequestError as error:
             self.is_away = True
             outcome = "timeout" if isinstance(error, ProviderTimeout) else "error"
             self._requests_total.labels(self.name, outcome).inc()
             raise
         self.is_away = answer.status >= 500
+        self._note_key(is_refused=answer.status in {401, 403})
         self._requests_total.labels(self.name, f"{answer.status // 100}xx").inc()
         self._ttfb_seconds.observe(answer.ttfb)
         return answer
 
-    def _check_kind(self, call: ProviderCall, answer: Answer) -> None:
+    def _note_key(self, *, is_refused: bool) -> None:
+        """Say once that the upstream refuses ibex: its clients only hear that the provider is unavailable."""
+        if is_refused and not self._is_refused:
+            log.warning("the provider refuses the key, or what it may do", extra={"provider": self.name})
+        self._is_refused = is_refused
+
+    def _check_kind(self, call: ProviderCall, answered: "_Answered") -> None:
+        answer = answered.answer
         media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
         if answer.is_coded or (media_type == "text/event-stream") is not call.is_streaming:
             answer.abort()
-            raise ProviderUnavailable("The model provider's answer is not of the kind that was asked for.")
-
-    def _reply(self, call: ProviderCall, answer: Answer, attempts: int, body: bytes) -> ProviderReply:
-        return ProviderReply(
-            answer,
-            attempts=attempts,
-            has_usage_asked=body is call.body,
-            forbidden=self._forbidden + call.redact,
-            on_end=self._observe_duration,
-        )
+            error = ProviderUnavailable("The model provider's answer is not of the kind that was asked for.")
+            error.attempts = answered.attempts
+            raise error
 
     async def _read_refusal(self, answer: Answer) -> Refusal:
         """Read an error answer within bounds; its status counts even if its text cannot be read."""
@@ -154,3 +203,13 @@ class OpenAI:
             answer.abort()
         self._observe_duration(answer.ttfb)
         return read_refusal(answer.status, answer.headers, b"" if answer.is_coded else body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A 200, after so many attempts."""
+
+    answer: Answer
+    attempts: int
+    is_other_body: bool
+    """Whether it answers the body without `stream_options`."""

@@ -10,6 +10,7 @@ from ibex.errors import ConfigurationError
 from ibex.pipeline.chat import ChatPipeline
 from ibex.runtime import Worker
 from ibex.server.control import Control
+from ibex.server.lookups import Lookups
 from ibex.server.middleware import Middleware
 from ibex.server.ops import Operations
 from ibex.server.protocol import EdgeServer
@@ -44,7 +45,8 @@ class HttpServer:
             captures_content=settings.capture_content,
         )
         self._operations = Operations(worker, control)
-        routes = Routes(settings, chat, self._operations)
+        lookups = Lookups(worker.authenticator, worker.models)
+        routes = Routes(settings, chat, lookups, self._operations)
         self._middleware = Middleware(settings, routes, worker.metrics, self._tracing, self._access_log)
         self._edge = EdgeServer(
             self._middleware.handle,

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ibex.errors import IbexError
 from ibex.runtime import Worker
+from ibex.server.answers import answer_json
 from ibex.server.control import Control
 from ibex.server.inbound import Inbound
 from ibex.server.wire import WireReply
@@ -32,7 +32,7 @@ class Operations:
 
     async def health(self, _inbound: Inbound, reply: WireReply) -> None:
         """200 while the process lives."""
-        await _answer_json(reply, 200, {"status": "ok"})
+        await answer_json(reply, 200, {"status": "ok"})
 
     async def metrics(self, _inbound: Inbound, reply: WireReply) -> None:
         """The whole node's metrics."""
@@ -51,7 +51,7 @@ class Operations:
         }
         results = dict(zip(checks, await asyncio.gather(*map(_time, checks.values())), strict=True))
         status = self._sum_up(results)
-        await _answer_json(reply, 503 if status == "unhealthy" else 200, {"status": status, "checks": results})
+        await answer_json(reply, 503 if status == "unhealthy" else 200, {"status": status, "checks": results})
 
     def _sum_up(self, results: dict[str, dict[str, Any]]) -> str:
         refuses_turns = results["journal"]["status"] == "unhealthy"
@@ -99,9 +99,3 @@ async def _time(check: Check) -> dict[str, Any]:
         if message is not None:
             result = {"status": "degraded", "message": message}
     return {**result, "latency_ms": round((perf_counter() - began) * 1e3, 3)}
-
-
-async def _answer_json(reply: WireReply, status: int, content: dict[str, Any]) -> None:
-    body = msgspec.json.encode(content)
-    reply.begin(status, {"Content-Type": "application/json"}, length=len(body))
-    await reply.finish(body)
