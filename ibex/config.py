@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from ibex.errors import ConfigurationError
 
@@ -32,6 +41,25 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _dsn(form: str, *schemes: str) -> AfterValidator:
+    """Refuses what is no address of a store; the message never quotes it, since it may hold a password."""
+
+    def check(dsn: Secret) -> Secret:
+        text = dsn.get_secret_value()
+        if text != EMBEDDED and text.partition("://")[0] not in schemes:
+            raise ValueError(f"write {form}, or `{EMBEDDED}`")
+        return dsn
+
+    return AfterValidator(check)
+
+
+PostgresDsn = Annotated[Secret, _dsn("postgresql://user:password@host:5432/database", "postgresql", "postgres")]
+RedisUrl = Annotated[
+    Secret, _dsn("redis://[user:password@]host[:port][/db], rediss://… or unix:///path", "redis", "rediss", "unix")
+]
+ClickHouseDsn = Annotated[
+    Secret, _dsn("http(s)://user:password@host:8123/database", "http", "https", "clickhouse", "clickhouses")
+]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -55,15 +83,17 @@ class Settings(BaseModel):
     metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
     drain_seconds: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
 
-    postgres_dsn: Secret = _setting(
+    postgres_dsn: PostgresDsn = _setting(
         Secret(EMBEDDED),
         "Postgres as the application's role; `embedded` runs one here",
         "POSTGRES_DSN",
         section="Stores",
     )
-    postgres_admin_dsn: Secret = _setting(Secret(EMBEDDED), "Postgres as the owner: migrations and operator commands")
-    redis_url: Secret = _setting(Secret(EMBEDDED), "Redis or Valkey", "REDIS_URL")
-    clickhouse_dsn: Secret = _setting(Secret(EMBEDDED), "ClickHouse's HTTP interface", "CLICKHOUSE_DSN")
+    postgres_admin_dsn: PostgresDsn = _setting(
+        Secret(EMBEDDED), "Postgres as the owner: migrations and operator commands"
+    )
+    redis_url: RedisUrl = _setting(Secret(EMBEDDED), "Redis or Valkey", "REDIS_URL")
+    clickhouse_dsn: ClickHouseDsn = _setting(Secret(EMBEDDED), "ClickHouse's HTTP interface", "CLICKHOUSE_DSN")
     postgres_pool_size: int = _setting(4, "Postgres connections a worker may hold", ge=1, le=100)
     redis_deadline_ms: int = _setting(20, "how long a request waits for Redis (ms)", ge=1, le=1000)
 
@@ -179,15 +209,17 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     """
     layers = _layers(os.environ if environ is None else environ)
     values: dict[str, Any] = {}
+    names = {field: environment_names(field)[0] for field in Settings.model_fields}
     for field in Settings.model_fields:
         found = _find(field, layers)
         if found is not None:
             values[field] = found[0]
+            names[field] = found[1].name or names[field]
     values.update({name: value for name, value in overrides.items() if value is not None})
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(_explain(error), hint="Every setting is described in .env.example.") from None
+        raise ConfigurationError(_explain(error, names), hint="Every setting is described in .env.example.") from None
 
 
 Source = Literal["flag", "environment", "settings file", "default"]
@@ -320,10 +352,10 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not UTF-8"
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, names: Mapping[str, str]) -> str:
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         field = str(fault["loc"][0]) if fault["loc"] else ""
         message = fault["msg"].removeprefix("Value error, ")
-        lines.append(f"{environment_names(field)[0]}: {message}" if field in Settings.model_fields else message)
+        lines.append(f"{names[field]}: {message}" if field in names else message)
     return "\n".join(lines)
