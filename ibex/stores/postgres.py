@@ -18,9 +18,9 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 _CONNECT_SECONDS = 5.0
 
-_UNAVAILABLE_CLASSES = {"08", "28", "3D", "40", "53", "57", "58", "XX"}
+_UNAVAILABLE_CLASSES = {"08", "3D", "40", "53", "57", "58", "XX"}
 _UNAVAILABLE_STATES = {"25006", "55P03"}
-"""Errors that speak of the server, not of what it was asked: connections, log-ins, roll-backs by deadlock, resources,
+"""Errors that speak of the server, not of what it was asked: connections, roll-backs by deadlock, resources,
 shutdowns, disks; a server that is read only (in recovery), a lock not had in time."""
 
 _CONTENT_CLASSES = {"22", "23"}
@@ -39,11 +39,15 @@ def translated() -> Iterator[None]:
         raise _translate(error) from _presentable(error)
     except TimeoutError as error:
         raise StoreUnavailable("Postgres did not answer in time.") from error
+    except asyncpg.ClientConfigurationError:  # its text quotes the DSN
+        raise StoreRefused("The Postgres DSN cannot be read.") from None
     except asyncpg.InterfaceError as error:
         if isinstance(error, ValueError):  # the client's own refusal of an argument; its text quotes the value
             raise StoreRefused(f"Postgres cannot be sent this ({type(error).__name__}).") from None
         raise StoreUnavailable(f"Postgres is not available ({type(error).__name__}).") from error
-    except (OSError, asyncpg.InternalClientError) as error:
+    except OSError as error:
+        raise StoreUnavailable(f"Postgres cannot be reached ({type(error).__name__}).") from error
+    except asyncpg.InternalClientError as error:
         raise StoreUnavailable(f"Postgres is not available ({type(error).__name__}).") from error
 
 
@@ -56,6 +60,8 @@ def is_content_error(error: BaseException) -> bool:
 
 def _translate(error: asyncpg.PostgresError) -> StoreError:
     state = error.sqlstate or ""
+    if state[:2] == "28":
+        return StoreUnavailable(f"Postgres refused the log-in ({type(error).__name__}, {state}).")
     is_stale = isinstance(error, asyncpg.InvalidCachedStatementError)  # a migration ran meanwhile; it is prepared anew
     if is_stale or state[:2] in _UNAVAILABLE_CLASSES or state in _UNAVAILABLE_STATES:
         return StoreUnavailable(f"Postgres is not available ({type(error).__name__}, {state}).")
