@@ -33,9 +33,16 @@ left join ibex_core.limits as agent_limit on agent_limit.org_id = a.org_id and a
 """
 
 _MARK_USED = """
-update ibex_core.tokens set last_used_at = clock_timestamp()
-where token_id = any ($1::uuid[]) and (last_used_at is null or last_used_at < clock_timestamp() - interval '1 minute')
+update ibex_core.tokens as t set last_used_at = clock_timestamp()
+from (
+    select token_id from ibex_core.tokens
+    where token_id = any ($1::uuid[])
+      and (last_used_at is null or last_used_at < clock_timestamp() - interval '1 minute')
+    for no key update skip locked
+) as due
+where t.token_id = due.token_id
 """
+"""Skips a token that somebody else is marking, or an operator changing: no process waits for another, in no order."""
 
 
 class IdentityReader:
