@@ -9,9 +9,12 @@ from ibex.errors import RequestError
 from ibex.telemetry import RequestTrace, StageClock
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Call:
-    """One chat request, as the server hands it over: what was presented, and how to read the body."""
+    """One chat request, as the server hands it over: what was presented, and how to read the body.
+
+    It has no repr of its fields: one of them is a bearer token.
+    """
 
     authorization: str | None
     agent_id: str | None

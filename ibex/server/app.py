@@ -9,11 +9,11 @@ from aiohttp import http_parser
 from ibex.errors import ConfigurationError
 from ibex.pipeline.chat import ChatPipeline
 from ibex.runtime import Worker
+from ibex.server.connections import EdgeServer
 from ibex.server.control import Control
 from ibex.server.lookups import Lookups
 from ibex.server.middleware import Middleware
 from ibex.server.ops import Operations
-from ibex.server.protocol import EdgeServer
 from ibex.server.routes import Routes
 from ibex.telemetry import AccessLog, Tracing, spawn
 
@@ -101,7 +101,7 @@ class HttpServer:
     async def _expire_heads(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self._settings.head_seconds / 4))
-            self._edge.expire_heads(self._settings.head_seconds)
+            self._edge.expire(self._settings.head_seconds)
 
 
 def _check_aiohttp() -> None:

@@ -9,17 +9,27 @@ from typing import Any
 from aiohttp import web
 
 from ibex.config import Settings
-from ibex.errors import InternalError, MethodNotAllowed, RequestError, ValidationFailed
+from ibex.errors import InternalError, RequestError
 from ibex.server.envelope import encode_error, error_headers
-from ibex.server.inbound import Inbound, check_head, choose_request_id, find_address, read_path
-from ibex.server.protocol import EdgeProtocol, peer_address
+from ibex.server.head import (
+    KNOWN_METHODS,
+    NO_HEADERS,
+    choose_request_id,
+    find_address,
+    find_head_fault,
+    is_trusted,
+    read_path,
+)
+from ibex.server.inbound import Inbound
+from ibex.server.protocol import EdgeProtocol
 from ibex.server.routes import Routes
 from ibex.server.wire import WireReply
 from ibex.telemetry import AccessLog, Metrics, Stage, StageClock, Tracing
 
 log = logging.getLogger("ibex.server")
 
-KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_LEFT = 499
+"""What metrics and logs call a request whose client was gone before its answer; nobody is ever sent it."""
 
 
 class Middleware:
@@ -40,11 +50,11 @@ class Middleware:
 
     def is_trusted(self, address: str) -> bool:
         """Whether an address is a trusted proxy's."""
-        return bool(self._trusted) and any(ipaddress.ip_address(address) in network for network in self._trusted)
+        return is_trusted(address, self._trusted)
 
     async def handle(self, request: web.BaseRequest) -> WireReply:
         """Answer one request; the reply is on the wire when this returns."""
-        return await self._serve(request, None)
+        return await self._serve(request, find_head_fault(request._message))
 
     async def handle_fault(self, request: web.BaseRequest, error: RequestError) -> WireReply:
         """Answer bytes that were no request."""
@@ -60,39 +70,39 @@ class Middleware:
         try:
             if fault is not None:
                 raise fault
-            check_head(inbound.headers, request._message.raw_headers, needs_host=request.version >= (1, 1))
             route, handler = self._routes.find(inbound)
+            if inbound.has_unread_body and inbound.method != "POST":
+                reply.keep_alive = False  # nobody will read it
             await handler(inbound, reply)
         except RequestError as error:
             await self._refuse(inbound, reply, error)
-        except ConnectionError:
-            reply.keep_alive = False
         except asyncio.CancelledError:
             reply.keep_alive = False
             raise
-        except Exception as error:  # whatever a handler lets through is a 500 with an id, not a dead connection
-            log.error("request failed", exc_info=error, extra={"request_id": str(inbound.request_id)})
-            await self._refuse(inbound, reply, InternalError())
+        except Exception as error:  # noqa: BLE001 - a bug is a 500 with an id, not a dead connection
+            await self._recover(inbound, reply, error)
         finally:
             self.in_flight -= 1
             protocol.end_request()
             self._account(inbound, reply, route)
-        if inbound.has_unread_body:
+        if fault is not None or inbound.has_unread_body:
             reply.keep_alive = False
+            await protocol.linger()
         return reply
 
     def _receive(self, request: web.BaseRequest, protocol: EdgeProtocol) -> Inbound:
         message = request._message  # the raw target: parsing it as a URL costs and can fail
         started = protocol.begin_request()
         clock = StageClock(started, time.time() - (time.perf_counter() - started))
-        headers = message.headers or request.headers
+        headers = message.headers or NO_HEADERS
         return Inbound(
             method=message.method,
             path=read_path(message.path),
+            is_http10=message.version < (1, 1),
             headers=headers,
             payload=request.content,
             protocol=protocol,
-            address=find_address(peer_address(protocol.transport), headers, self._trusted),
+            address=find_address(protocol.address, headers, self._trusted),
             request_id=choose_request_id(headers.get("X-Request-ID")),
             clock=clock,
             trace=self._tracing.begin(headers.get("traceparent")),
@@ -107,10 +117,20 @@ class Middleware:
             self._metrics,
             inbound.request_id,
             trace_id=None if inbound.trace is None else inbound.trace.trace_id_hex,
-            is_http10=request.version < (1, 1),
+            is_http10=inbound.is_http10,
             keeps_alive=not is_last,
             is_head_only=inbound.method == "HEAD",
+            slow_client_seconds=self._settings.slow_client_seconds,
         )
+
+    async def _recover(self, inbound: Inbound, reply: WireReply, error: Exception) -> None:
+        """A client that has left is nobody's fault; anything else that is no RequestError is ours."""
+        transport = inbound.protocol.transport
+        if isinstance(error, ConnectionError) and (transport is None or transport.is_closing()):
+            reply.keep_alive = False
+            return
+        log.error("request failed", exc_info=error, extra={"request_id": str(inbound.request_id)})
+        await self._refuse(inbound, reply, InternalError())
 
     async def _refuse(self, inbound: Inbound, reply: WireReply, error: RequestError) -> None:
         """Answer with the envelope; a reply that is under way can only be cut."""
@@ -118,9 +138,7 @@ class Middleware:
             if reply.has_left:
                 await reply.cut(error)
                 return
-            if inbound.has_unread_body or (isinstance(error, MethodNotAllowed) and inbound.method not in KNOWN_METHODS):
-                reply.keep_alive = False
-            if isinstance(error, ValidationFailed) and error.param == "Host":
+            if inbound.has_unread_body:
                 reply.keep_alive = False
             body = encode_error(error, inbound.request_id)
             reply.begin(error.http_status, {**inbound.reply_headers, **error_headers(error)}, length=len(body))
@@ -132,7 +150,7 @@ class Middleware:
         """Count a request that is over, log its line, make its spans."""
         clock, metrics = inbound.clock, self._metrics
         elapsed = clock.elapsed()
-        status = str(reply.status or 499)
+        status = str(reply.status if reply.has_left else CLIENT_LEFT)
         method = inbound.method if inbound.method in KNOWN_METHODS else "other"
         metrics.requests_total.labels(route, method, status).inc()
         metrics.request_duration_seconds.labels(route, method, status).observe(elapsed)

@@ -1,160 +1,196 @@
-"""aiohttp's connection, and what its parser alone does not give: the first byte's time, deadlines, caps, one envelope."""
+"""One client connection over aiohttp: what its parser alone does not give to an edge that faces strangers."""
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any
 
-from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web import BaseRequest
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from ibex.domain.turns import mint_uuid7
-from ibex.errors import HeadersTooLarge, RequestError, RequestTimeout, ValidationFailed
-from ibex.server.envelope import encode_error
+from ibex.errors import HeadersTooLarge, PayloadTooLarge, RequestError, RequestTimeout, ValidationFailed
 
-ParserFault = Callable[[web.BaseRequest, RequestError], Awaitable[Any]]
+log = logging.getLogger("ibex.server")
+
+Fault = Callable[[BaseRequest, RequestError], Awaitable[Any]]
+
+MAX_FIELD_BYTES = 16 << 10
+MAX_HEAD_BYTES = 32 << 10
+MAX_FIELDS = 128
+WIRE_BYTES_BESIDES_BODY = 16 << 10
+WIRE_BYTES_PER_BODY_BYTE = 8
+"""What chunked framing may cost: a chunk of one byte takes six."""
+MAX_QUEUED_BYTES = 256 << 10
+"""Of requests pipelined behind the one being served; then the socket is not read until that one is answered."""
+LINGER_SECONDS = 2.0
+"""How long a client that is still sending may take to read why it is refused."""
+
+_OTHER_PROTOCOLS = (b" RTSP/1.0\r\n", b" ICE/1.0\r\n")
+"""The parser takes these for HTTP/1.0."""
 
 
 class EdgeProtocol(RequestHandler):
     """One client connection. `received_at`: when the first byte of the request being read came (monotonic seconds)."""
 
-    __slots__ = ("is_serving", "on_fault", "received_at")
+    __slots__ = (
+        "_head",
+        "_is_deaf",
+        "_newest",
+        "_queued_bytes",
+        "_wire_bytes",
+        "address",
+        "closing_since",
+        "is_serving",
+        "on_fault",
+        "received_at",
+    )
 
-    def __init__(self, manager: "EdgeServer", **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
+    def __init__(self, manager: Any, *, on_fault: Fault, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.on_fault = on_fault
+        self.address = "local"
         self.received_at = 0.0
+        self.closing_since = 0.0
+        """When it was first seen to wait for a client that does not take the last bytes."""
         self.is_serving = False
-        self.on_fault = manager.on_fault
+        self._is_deaf = False
+        """Whether whatever still comes in is dropped."""
+        self._newest: tuple[Any, StreamReader] | None = None
+        """The request the parser has begun last: the next bytes are its body's or the next head's."""
+        self._head = bytearray()
+        """The beginning of a head, when it came in pieces."""
+        self._wire_bytes = 0
+        self._queued_bytes = 0
 
     def data_received(self, data: bytes) -> None:
-        """Stamp the first byte of a request before anything else sees it."""
-        if not self.received_at and not self.is_serving:
+        """Stamp the first byte of a request before anything else sees it; after the parser, judge what it let pass."""
+        if self._is_deaf or self._force_close or self._close:
+            return
+        if not self.received_at and not self.is_serving and data.lstrip(b"\r\n"):
             self.received_at = perf_counter()
+        was_in_body = self._newest is not None and not self._newest[1].is_eof()
         super().data_received(data)
+        messages = self._messages
+        if messages and messages[-1] is not self._newest:
+            self._judge_newest(data)
+        elif was_in_body:
+            self._wire_bytes += len(data)
+            self._judge_framing()
+        elif data:
+            self._head += data
+            if len(self._head) > MAX_HEAD_BYTES:
+                self.fail(HeadersTooLarge())
+        if messages:
+            self._queued_bytes += len(data)
+            if self._queued_bytes > MAX_QUEUED_BYTES and not self._buffer_paused:
+                self._pause_reading_for_buffer()
+
+    def _judge_newest(self, data: bytes) -> None:
+        """A request's head is whole, or the parser has given up."""
+        before, self._newest = self._newest, self._messages[-1]
+        message = self._newest[0]
+        if isinstance(message, _ErrInfo):
+            self._is_deaf = True
+            if before is not None and not before[1].is_eof():
+                before[1].set_exception(ValidationFailed("The body is not framed as HTTP/1.1 demands."))
+            return
+        size = len(self._head) + len(data)
+        if size > MAX_HEAD_BYTES or message.version < (1, 1):
+            fault = _find_fault_on_the_wire(bytes(self._head) + data)
+            if fault is not None:
+                self._messages.pop()
+                self.fail(fault)
+        if self._head:
+            self._head = bytearray()
+        self._wire_bytes = max(0, size - MAX_HEAD_BYTES)
+        if self._wire_bytes:
+            self._judge_framing()
+
+    def _judge_framing(self) -> None:
+        """Refuse a body that is mostly framing. A length needs none."""
+        if self._newest is None or not self._newest[0].chunked:
+            return
+        payload = self._newest[1]
+        if self._wire_bytes > WIRE_BYTES_BESIDES_BODY + WIRE_BYTES_PER_BODY_BYTE * payload.total_bytes:
+            self._is_deaf = True
+            payload.set_exception(PayloadTooLarge("The body's chunks are out of all proportion to what is in them."))
+
+    def fail(self, error: RequestError) -> None:
+        """Answer the bytes being read with an error, after all that was asked before them, and hear no more."""
+        self._is_deaf = True
+        self._newest = (_ErrInfo(error.http_status, error, ""), EMPTY_PAYLOAD)
+        self._messages.append(self._newest)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def begin_request(self) -> float:
         """The stamp of the request now being handled; one that was pipelined begins when its turn comes."""
-        stamp = self.received_at or perf_counter()
         self.is_serving = True
-        return stamp
+        self._queued_bytes = 0
+        return self.received_at or perf_counter()
 
     def end_request(self) -> None:
         """The next byte belongs to the next request."""
         self.is_serving = False
-        self.received_at = 0.0
+        self.received_at = perf_counter() if self._head.lstrip(b"\r\n") else 0.0
+        if not self._messages:
+            self._newest = None
 
     @property
     def is_idle(self) -> bool:
         """Whether no byte of a request has come since the last answer."""
         return not self.is_serving and not self.received_at
 
-    def is_overdue(self, moment: float, head_seconds: float) -> bool:
-        """Whether a head was begun and is still not whole."""
-        return not self.is_serving and self.received_at > 0.0 and moment - self.received_at > head_seconds
+    def expire_head(self, moment: float, head_seconds: float) -> None:
+        """Refuse a head that was begun so long ago and is still not whole."""
+        is_being_read = not self.is_serving and not self._is_deaf and self.received_at > 0.0 and not self._messages
+        if is_being_read and moment - self.received_at > head_seconds:
+            self.fail(RequestTimeout("The request's head did not arrive in time."))
 
-    def expire(self) -> None:
-        """Answer a head that never came, and close."""
-        self.received_at = 0.0
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(_late_head())
-        self.force_close()
+    async def linger(self) -> None:
+        """After the last answer: read on and drop it, so that the client can read why before the connection goes.
 
-    def _make_error_handler(self, err_info: Any) -> Callable[[web.BaseRequest], Awaitable[Any]]:
-        """Bytes that are not HTTP: the envelope instead of aiohttp's page, and nothing of the parser's text."""
-        is_too_large = isinstance(err_info.exc, LineTooLong)
-        error: RequestError = (
-            HeadersTooLarge() if is_too_large else ValidationFailed("The request is not valid HTTP/1.1.")
-        )
+        Closing a socket that has unread bytes resets the connection, and a reset overtakes the answer.
+        """
+        self._is_deaf = True
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write_eof()
+        self._resume_transport_reading()
+        await asyncio.sleep(LINGER_SECONDS)
 
-        async def handle(request: web.BaseRequest) -> Any:
+    def log_exception(self, *_args: Any, exc_info: BaseException | None = None, **_options: Any) -> None:
+        """What aiohttp would log, without its text: that can quote the client."""
+        log.error("connection failed", extra={"error_type": type(exc_info).__name__})
+
+    def _make_error_handler(self, err_info: _ErrInfo) -> Callable[[BaseRequest], Awaitable[Any]]:
+        """The envelope instead of aiohttp's page, and nothing of the parser's text."""
+        error = err_info.exc if isinstance(err_info.exc, RequestError) else _translate(err_info)
+
+        async def handle(request: BaseRequest) -> Any:
             return await self.on_fault(request, error)
 
         return handle
 
 
-class EdgeServer(web.Server):
-    """Makes the connections of a worker, and knows them all."""
-
-    protocol_options: ClassVar[dict[str, Any]] = {
-        "max_line_size": 16 << 10,
-        "max_field_size": 16 << 10,
-        "max_headers": 128,
-        "lingering_time": 0,
-        "access_log": None,
-        "auto_decompress": False,
-        "keepalive_timeout": 75.0,
-    }
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[Any]],
-        on_fault: ParserFault,
-        *,
-        max_connections: int,
-        max_per_address: int,
-        on_count: Callable[[int], None],
-    ) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self.on_fault = on_fault
-        self._max_connections = max_connections
-        self._max_per_address = max_per_address
-        self._on_count = on_count
-        self._by_address: dict[str, int] = {}
-        self.exempt: Callable[[str], bool] = lambda _address: False
-        """Whether an address (a trusted proxy's) is not counted by itself."""
-
-    def __call__(self) -> EdgeProtocol:
-        return EdgeProtocol(self, loop=self._loop, **self.protocol_options)
-
-    def connection_made(self, handler: RequestHandler, transport: Any) -> None:
-        """Count a connection; over a cap it is closed."""
-        super().connection_made(handler, transport)
-        address = peer_address(transport)
-        count = self._by_address[address] = self._by_address.get(address, 0) + 1
-        self._on_count(len(self._connections))
-        is_over = self._max_per_address and count > self._max_per_address and not self.exempt(address)
-        if is_over or len(self._connections) > self._max_connections:
-            transport.abort()
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection."""
-        if handler.transport is not None:
-            address = peer_address(handler.transport)
-            left = self._by_address.get(address, 1) - 1
-            if left > 0:
-                self._by_address[address] = left
-            else:
-                self._by_address.pop(address, None)
-        super().connection_lost(handler, exc)
-        self._on_count(len(self._connections))
-
-    def close_idle(self) -> None:
-        """Close the connections that have no request, not even the beginning of one."""
-        for connection in self.connections:
-            if isinstance(connection, EdgeProtocol) and connection.is_idle:
-                connection.force_close()
-
-    def expire_heads(self, head_seconds: float) -> None:
-        """Close the connections whose request head is overdue."""
-        moment = perf_counter()
-        for connection in self.connections:
-            if isinstance(connection, EdgeProtocol) and connection.is_overdue(moment, head_seconds):
-                connection.expire()
+def _translate(err_info: _ErrInfo) -> RequestError:
+    # aiohttp has no class of its own for too many fields
+    if isinstance(err_info.exc, LineTooLong) or err_info.message.startswith("Too many headers"):
+        return HeadersTooLarge()
+    return ValidationFailed("The request is not valid HTTP/1.1.")
 
 
-def peer_address(transport: Any) -> str:
-    """The address at the other end of a connection; "local" where there is none."""
-    if transport is None:
-        return "local"
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else "local"
-
-
-def _late_head() -> bytes:
-    request_id = mint_uuid7()
-    body = encode_error(RequestTimeout("The request's head did not arrive in time."), request_id)
-    head = (
-        f"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"X-Request-ID: {request_id}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+def _find_fault_on_the_wire(received: bytes) -> RequestError | None:
+    """What only the bytes of a head show: its true size, and the protocol it names."""
+    head = received.lstrip(b"\r\n")
+    end = head.find(b"\r\n\r\n")
+    if len(received) - len(head) + end > MAX_HEAD_BYTES:
+        return HeadersTooLarge()
+    line_end = head.find(b"\r\n") + 2
+    if head[:line_end].endswith(_OTHER_PROTOCOLS):
+        return ValidationFailed("The request is not HTTP/1.1 or HTTP/1.0.")
+    return None

@@ -10,6 +10,7 @@ from ibex.config import Settings
 from ibex.errors import MethodNotAllowed, NotFound
 from ibex.pipeline.chat import ChatPipeline
 from ibex.pipeline.reply import Call
+from ibex.server.head import forwardable
 from ibex.server.inbound import Inbound, check_declared_body, read_body
 from ibex.server.lookups import Lookups
 from ibex.server.ops import Operations
@@ -93,7 +94,7 @@ class Routes:
             agent_id=headers.get("X-IBEX-Agent-ID"),
             session_id=headers.get("X-IBEX-Session-ID"),
             idempotency_key=headers.get("Idempotency-Key"),
-            openai_beta=headers.get("OpenAI-Beta"),
+            openai_beta=forwardable(headers.get("OpenAI-Beta")),
             path_org=path_parameter,
             address=inbound.address,
             request_id=inbound.request_id,

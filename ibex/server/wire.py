@@ -17,9 +17,6 @@ from ibex.errors import RequestError
 from ibex.server.envelope import encode_error_item
 from ibex.telemetry import Metrics, StageClock
 
-SLOW_CLIENT_SECONDS = 60.0
-"""A client that takes nothing for this long has left."""
-
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
 
@@ -37,6 +34,7 @@ class WireReply:
         is_http10: bool = False,
         keeps_alive: bool = True,
         is_head_only: bool = False,
+        slow_client_seconds: float = 60.0,
     ) -> None:
         self.keep_alive = keeps_alive
         """Whether the connection may take another request; aiohttp reads this."""
@@ -51,6 +49,7 @@ class WireReply:
         self._trace_id = trace_id
         self._is_http10 = is_http10
         self._is_head_only = is_head_only
+        self._slow_client_seconds = slow_client_seconds
         self._is_chunked = False
         self._head = b""
 
@@ -119,8 +118,9 @@ class WireReply:
             transport.write(data)
 
     async def _drain(self) -> None:
+        """Wait for a slow client; one that takes nothing has left."""
         try:
-            async with asyncio.timeout(SLOW_CLIENT_SECONDS):
+            async with asyncio.timeout(self._slow_client_seconds):
                 await self._protocol._drain_helper()  # aiohttp's own StreamWriter.drain does the same
         except TimeoutError:
             if self._protocol.transport is not None:
