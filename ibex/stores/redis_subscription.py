@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import hiredis
+import redis
+import redis.asyncio
 
 from ibex.domain.identity import parse_uuid
 from ibex.errors import StoreError, StoreUnavailable
 from ibex.stores.redis_connection import (
-    Argument,
     RedisAddress,
     RedisConnection,
-    borrow_connection,
     close_connection,
     open_connection,
     pack_command,
@@ -148,10 +148,10 @@ async def publish_changes(url: str, changes: Iterable[tuple[str, UUID]]) -> bool
     messages = [json.dumps({"kind": kind, "entity_id": str(entity_id)}) for kind, entity_id in changes]
     if not messages:
         return True
-    commands: list[tuple[Argument, ...]] = [("PUBLISH", CHANGES_CHANNEL, message) for message in messages]
     try:
-        async with borrow_connection(RedisAddress.parse(url), seconds=PUBLISH_SECONDS) as connection:
-            replies = await connection.exchange(commands)
-    except StoreError:
+        async with asyncio.timeout(PUBLISH_SECONDS), redis.asyncio.from_url(url) as client:
+            for message in messages:
+                await client.publish(CHANGES_CHANNEL, message)
+    except (redis.RedisError, OSError, TimeoutError):
         return False
-    return not any(isinstance(reply, hiredis.ReplyError) for reply in replies)
+    return True
