@@ -11,6 +11,7 @@ import typer
 
 from ibex.errors import IbexError, OperatorError, StoreRefused, StoreUnavailable
 from ibexctl import audit, directives, identity, migrate, serve, sessions, smoke, status, tokens, traces
+from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.output import Answer, show, show_error
 
@@ -60,6 +61,7 @@ def version() -> Answer:
 serve.register(app)
 status.register(app)
 smoke.register(app)
+bench.register(app)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(identity.organizations, name="org")
 app.add_typer(identity.users, name="user")

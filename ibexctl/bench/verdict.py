@@ -1,0 +1,169 @@
+"""What a run had to reach, and whether it did: targets of its scenario, and no loss against an earlier run."""
+
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibex.errors import OperatorError
+from ibexctl.bench.contest import Result
+from ibexctl.bench.outcome import DIRECT, IBEX, NGINX, Outcome
+from ibexctl.bench.plan import Scenario
+
+TOLERANCE = 0.2
+"""How much worse than its baseline a figure may be."""
+NGINX_SHARE = 6.0
+CPU_US_PER_REQUEST = 125.0
+CPU_US_PER_EVENT = 25.0
+OVERHEAD_P99_MS = 20.0
+ADDED_FIRST_BYTE_P99_MS = 5.0
+FAILURE_SHARE = 0.001
+MEMORY_GROWTH = 0.2
+_SATURATED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing a run had to reach."""
+
+    name: str
+    measured: float | None
+    comparison: str
+    limit: float
+    unit: str = ""
+    detail: str = ""
+
+    @property
+    def is_passed(self) -> bool | None:
+        """None: it could not be measured."""
+        if self.measured is None:
+            return None
+        compare = {"<": operator.lt, "≤": operator.le, ">": operator.gt, "≥": operator.ge, "=": operator.eq}
+        return bool(compare[self.comparison](self.measured, self.limit))
+
+    def as_data(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "name": self.name,
+            "measured": None if self.measured is None else round(self.measured, 5),
+            "comparison": self.comparison,
+            "limit": round(self.limit, 5),
+            "unit": self.unit,
+            "detail": self.detail,
+            "passed": self.is_passed,
+        }
+
+
+def judge(result: Result) -> list[Check]:
+    """Every target of the scenario that was run."""
+    measured = result.find(IBEX)
+    if measured is None:
+        return []
+    checks = [Check("failed requests", measured.failure_share * 100, "<", FAILURE_SHARE * 100, "%")]
+    by_scenario = {
+        Scenario.OVERHEAD: _judge_overhead,
+        Scenario.SATURATION: _judge_saturation,
+        Scenario.STREAM: _judge_stream,
+        Scenario.SOAK: _judge_soak,
+    }
+    checks += by_scenario[result.plan.scenario](result, measured)
+    checks += _judge_caches(result)
+    if result.records is not None:
+        expected = float(result.records.expected)
+        checks.append(Check("checkpoints by answers", float(result.records.checkpoints), "=", expected))
+        checks.append(Check("traces by answers", float(result.records.traces), "=", expected))
+    return checks
+
+
+def _judge_overhead(result: Result, _measured: Outcome) -> Iterator[Check]:
+    overhead = (result.server or {}).get("overhead_ms")
+    yield Check("overhead p99, by the server", overhead and overhead["p99"], "<", OVERHEAD_P99_MS, "ms")
+
+
+def _judge_saturation(result: Result, measured: Outcome) -> Iterator[Check]:
+    nginx = result.find(NGINX)
+    if nginx is not None:
+        capacity, how = _capacity(nginx)
+        yield Check("answers a second", measured.throughput, "≥", capacity / NGINX_SHARE, "/s", f"1/6 of nginx {how}")
+    yield Check("worker's processor time", measured.cpu_us_per_request, "≤", CPU_US_PER_REQUEST, "µs a request")
+    if measured.throughput:
+        limit = 2.5 * result.plan.users / measured.throughput * 1e3
+        yield Check("p99", measured.latency.quantile(0.99) * 1e3, "≤", limit, "ms", "2.5 × users ÷ throughput")
+
+
+def _capacity(nginx: Outcome) -> tuple[float, str]:
+    """What nginx can do: what it did when its core was full, else what its processor time a request says."""
+    if nginx.cpu_share is None or nginx.cpu_us_per_request is None or nginx.cpu_share >= _SATURATED:
+        return nginx.throughput, "as measured"
+    return 1e6 / nginx.cpu_us_per_request, "by its processor time: the load ended before nginx did"
+
+
+def _judge_stream(result: Result, measured: Outcome) -> Iterator[Check]:
+    direct = result.find(DIRECT)
+    if direct is not None and direct.first_byte.count:
+        added = (measured.first_byte.quantile(0.99) - direct.first_byte.quantile(0.99)) * 1e3
+        yield Check("added time to first byte, p99", added, "≤", ADDED_FIRST_BYTE_P99_MS, "ms")
+    yield Check("worker's processor time", measured.cpu_us_per_event, "≤", CPU_US_PER_EVENT, "µs an event")
+
+
+def _judge_soak(_result: Result, measured: Outcome) -> Iterator[Check]:
+    idle, peak = measured.memory_idle_bytes, measured.memory_peak_bytes
+    if idle and peak:
+        yield Check("worker's memory, peak by idle", peak / idle, "≤", 2.0, "×")
+    half = len(measured.timeline) // 2
+    if half:
+        first, second = sum(measured.timeline[:half]) / half, sum(measured.timeline[-half:]) / half
+        yield Check("throughput, second half by first", second / first if first else None, "≥", 1 - TOLERANCE, "×")
+
+
+def _judge_caches(result: Result) -> Iterator[Check]:
+    if result.server is not None:
+        least = 90.0 if result.plan.scenario is Scenario.OVERHEAD else 99.0
+        rate = result.server["auth_hit_rate"]
+        yield Check("auth cache hits", None if rate is None else rate * 100, ">", least, "%")
+
+
+def key_figures(result: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
+    """The figures of a result (as `--json` wrote it) that a later run is compared by, and whether more is better."""
+    found: dict[str, tuple[float | None, bool]] = {}
+    for contender in result.get("contenders", ()):
+        if contender["name"] == IBEX and not contender.get("skipped"):
+            found["throughput"] = contender["throughput"], True
+            found["p50"] = contender["latency_ms"]["p50"], False
+            found["p99"] = contender["latency_ms"]["p99"], False
+            found["cpu_us_per_request"] = contender["cpu_us_per_request"], False
+            found["cpu_us_per_event"] = contender["cpu_us_per_event"], False
+    overhead = (result.get("server") or {}).get("overhead_ms") or {}
+    found["overhead_p99"] = overhead.get("p99"), False
+    return {name: (value, is_more) for name, (value, is_more) in found.items() if value}
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """An earlier run's `--json`. Raises OperatorError."""
+    try:
+        baseline = json.loads(path.read_text())
+        key_figures(baseline)
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OperatorError(
+            f"{path} is no result of a benchmark.", hint="Write one: ibexctl bench saturation --json > FILE"
+        ) from None
+    return dict(baseline)
+
+
+def compare(baseline: Mapping[str, Any], result: Mapping[str, Any]) -> list[Check]:
+    """Whether each key figure is at most a fifth worse than the baseline's. Raises OperatorError."""
+    if baseline.get("scenario") != result["scenario"]:
+        raise OperatorError(f"The baseline is of the scenario {baseline.get('scenario')}, not {result['scenario']}.")
+    now = key_figures(result)
+    checks = []
+    for name, (before, is_more_better) in key_figures(baseline).items():
+        if name not in now:
+            continue
+        limit = before * (1 - TOLERANCE) if is_more_better else before * (1 + TOLERANCE)
+        comparison = "≥" if is_more_better else "≤"
+        checks.append(Check(f"{name} by baseline", now[name][0], comparison, limit, detail=f"baseline {before:g}"))
+    return checks
