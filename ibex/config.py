@@ -4,6 +4,7 @@ A setting comes from the environment, else from the file that `IBEX_ENV_FILE` na
 default here. A secret may be given as a file instead: `OPENAI_API_KEY_FILE=/run/secrets/key`.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ibex.errors import ConfigurationError
 
 EMBEDDED = "embedded"
 """The DSN of a store that this data directory runs itself."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Environment = Literal["development", "staging", "production"]
 
@@ -77,6 +80,7 @@ class Settings(BaseModel):
     env: Environment = _setting("development", "development, staging or production", section="Where it runs")
     data_dir: Path = _setting(Path(".ibex"), "where the journal, the embedded engines' data and the run files lie")
     host: str = _setting("127.0.0.1", "address to listen on; development listens on loopback only")
+    allow_public_bind: bool = _setting(False, "outside development: allow an address that other machines reach")
     port: int = _setting(8080, "port to listen on", ge=0, le=65535)
     workers: int = _setting(2, "worker processes, each one event loop", ge=1, le=128)
     metrics_host: str = _setting("127.0.0.1", "address of /metrics outside development")
@@ -111,7 +115,19 @@ class Settings(BaseModel):
     provider_idle_seconds: float = _setting(60.0, "deadline between two bytes of an answer (s)", gt=0)
     provider_retries: int = _setting(3, "retries before the first byte", ge=0, le=10)
     provider_retry_wait_seconds: float = _setting(30.0, "all waits between retries together (s)", ge=0)
+    provider_connection_seconds: float = _setting(
+        120.0, "a connection older than this takes no further request, so that DNS is followed (s)", gt=0
+    )
     stream_max_seconds: float = _setting(3600.0, "the longest stream (s)", gt=0)
+    https_proxy: Secret | None = _setting(
+        None, "HTTP proxy through which https upstreams are reached (CONNECT)", "HTTPS_PROXY", "https_proxy"
+    )
+    no_proxy: CommaList = _setting(
+        LOOPBACK, "hosts, .domains, addresses and CIDRs reached without it; * is all", "NO_PROXY", "no_proxy"
+    )
+    ssl_cert_file: Path | None = _setting(
+        None, "PEM file of further authorities that https upstreams may be signed by", "SSL_CERT_FILE"
+    )
     sandbox_gap_ms: float = _setting(5.0, "the sandbox's gap between two stream events (ms)", ge=0)
 
     max_body_bytes: int = _setting(1 << 20, "largest request body (bytes)", ge=1024, section="The edge")
@@ -121,7 +137,9 @@ class Settings(BaseModel):
     head_seconds: float = _setting(10.0, "deadline for a request's head (s)", gt=0)
     body_seconds: float = _setting(30.0, "deadline for a request's body (s)", gt=0)
     body_bytes_per_second: int = _setting(1024, "least rate of a body after its first 5 s (bytes/s)", ge=1)
-    slow_client_seconds: float = _setting(60.0, "a client that takes nothing of its reply for longer has left (s)", gt=0)
+    slow_client_seconds: float = _setting(
+        60.0, "a client that takes nothing of its reply for longer has left (s)", gt=0
+    )
 
     auth_max_stale_seconds: float = _setting(
         900.0,
@@ -157,13 +175,25 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_environment(self) -> Self:
         if self.env == "development":
-            if self.host not in {"127.0.0.1", "::1", "localhost"}:
+            if not _is_loopback(self.host):
                 raise ValueError(
-                    "host: development listens on loopback only; set IBEX_ENV=production to listen elsewhere"
+                    f"IBEX_HOST={self.host}: development listens on loopback only;"
+                    " set IBEX_ENV=production to listen elsewhere"
                 )
             return self
+        faults = [
+            f"{name}={host}: other machines reach that address;"
+            " set IBEX_ALLOW_PUBLIC_BIND=true if they are meant to, or listen on 127.0.0.1"
+            for name, host in (("IBEX_HOST", self.host), ("IBEX_METRICS_HOST", self.metrics_host))
+            if not (self.allow_public_bind or _is_loopback(host))
+        ]
         if self.resolved_llm_mode == "sandbox":
-            raise ValueError("llm_mode: the sandbox serves development only; set OPENAI_API_KEY")
+            faults.append(
+                "IBEX_LLM_MODE: the sandbox serves development only; set OPENAI_API_KEY,"
+                " or IBEX_LLM_MODE=live for an upstream that needs no key"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     @property
@@ -190,6 +220,14 @@ class Settings(BaseModel):
     def journal_dir(self) -> Path:
         """Where finished turns wait for delivery."""
         return self.data_dir / "journal"
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen on; a name may mean any address, but for localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def environment_names(field: str) -> tuple[str, ...]:
@@ -271,7 +309,7 @@ def child_environment(settings: Settings, *, with_provider_keys: bool) -> dict[s
     environ = {name: value for name, value in os.environ.items() if not name.startswith("IBEX_")}
     for field, value in settings:
         name, *usual_names = environment_names(field)
-        for usual_name in usual_names if is_secret(field) else ():
+        for usual_name in usual_names if is_secret(field) and field not in _READ_BY_OTHERS else ():
             environ.pop(usual_name, None)
             environ.pop(f"{usual_name}_FILE", None)
         if value is None or value == Settings.model_fields[field].default:
@@ -292,7 +330,7 @@ def reach_loopback_directly() -> None:
 
 def _without_proxy_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
     exempt = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
-    hosts = ",".join(filter(None, (exempt, "127.0.0.1", "localhost", "::1")))
+    hosts = ",".join(filter(None, (exempt, *LOOPBACK)))
     return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
@@ -301,6 +339,9 @@ def _write(value: object) -> str:
         return value.get_secret_value()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
+
+_READ_BY_OTHERS = {"https_proxy"}
+"""Secrets whose usual names stay in a child's environment, since other libraries there read them too."""
 
 _CLIENT_NAMES = {"IBEX_PROXY_ADDR", "IBEX_DEV_TOKEN", "IBEX_DEV_AGENT_ID"}
 """Names the smoke test reads; they are no settings of the server."""

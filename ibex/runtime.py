@@ -15,7 +15,7 @@ from ibex.domain.identity import OrgId
 from ibex.engines.addresses import StoreAddresses, resolve_addresses
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import running_engines
-from ibex.errors import ConfigurationError, ServerNotRunning, StoreUnavailable
+from ibex.errors import ConfigurationError, ServerNotRunning
 from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.changes import ChangeFollower
 from ibex.pipeline.directives import DirectiveBook
@@ -35,7 +35,6 @@ from ibex.stores.journal import Journal
 from ibex.stores.migrations import Migrator, find_migrations
 from ibex.stores.nudges import nudge_path
 from ibex.stores.postgres import Postgres
-from ibex.stores.rate_limits import check_eviction_policy
 from ibex.stores.redis import RedisLane
 from ibex.stores.redis_subscription import ChangeSubscription, publish_changes
 from ibex.stores.schema import postgres_migrator
@@ -91,8 +90,6 @@ async def open_worker(
             stack, addresses.postgres, f"ibex worker {slot}", settings.postgres_pool_size, metrics
         )
         redis = await _open_lane(stack, addresses.redis, settings.redis_deadline_ms / 1000)
-        with contextlib.suppress(StoreUnavailable):  # away: its policy is judged at the next start
-            await check_eviction_policy(redis, settings)
         replies = await _open_lane(stack, addresses.redis, IDEMPOTENCY_SECONDS)
         rate_limiter = RateLimiter(redis, settings, metrics)
         _run_until_closed(stack, rate_limiter.run(), "node heartbeat")

@@ -109,13 +109,22 @@ def test_a_secret_shows_itself_nowhere() -> None:
     assert KEY not in shown
 
 
+PRODUCTION = {"IBEX_ENV": "production", "OPENAI_API_KEY": KEY}
+
+
 @pytest.mark.parametrize(
     ("environ", "names"),
     [
         ({"IBEX_PORT": "many", "IBEX_WORKERS": "0"}, ["IBEX_PORT", "IBEX_WORKERS"]),
-        ({"IBEX_HOST": "0.0.0.0"}, ["host"]),
-        ({"IBEX_ENV": "production"}, ["llm_mode"]),
+        ({"IBEX_HOST": "0.0.0.0"}, ["IBEX_HOST"]),
+        ({"IBEX_ENV": "production"}, ["IBEX_LLM_MODE"]),
         ({"IBEX_ENV": "test"}, ["IBEX_ENV"]),
+        ({**PRODUCTION, "IBEX_HOST": "0.0.0.0"}, ["IBEX_HOST=0.0.0.0", "IBEX_ALLOW_PUBLIC_BIND=true"]),
+        ({**PRODUCTION, "IBEX_HOST": "ibex.internal"}, ["IBEX_HOST=ibex.internal"]),
+        ({**PRODUCTION, "IBEX_METRICS_HOST": "::"}, ["IBEX_METRICS_HOST=::", "IBEX_ALLOW_PUBLIC_BIND=true"]),
+        ({**PRODUCTION, "IBEX_LLM_MODE": "sandbox"}, ["IBEX_LLM_MODE", "OPENAI_API_KEY"]),
+        ({"IBEX_ENV": "staging", "IBEX_HOST": "10.0.0.1"}, ["IBEX_HOST", "IBEX_LLM_MODE"]),
+        ({"IBEX_HOST": "10.0.0.1", "IBEX_ALLOW_PUBLIC_BIND": "true"}, ["IBEX_HOST=10.0.0.1", "IBEX_ENV"]),
     ],
 )
 def test_what_is_wrong_is_named(environ: dict[str, str], names: list[str]) -> None:
@@ -123,6 +132,20 @@ def test_what_is_wrong_is_named(environ: dict[str, str], names: list[str]) -> No
         load_settings({**NO_FILE, **environ})
 
     assert all(name in caught.value.message for name in names)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"IBEX_HOST": "127.0.0.2"},
+        {"IBEX_HOST": "::1"},
+        PRODUCTION,
+        {**PRODUCTION, "IBEX_HOST": "0.0.0.0", "IBEX_METRICS_HOST": "0.0.0.0", "IBEX_ALLOW_PUBLIC_BIND": "true"},
+        {"IBEX_ENV": "staging", "IBEX_LLM_MODE": "live"},
+    ],
+)
+def test_a_safe_address_is_accepted(environ: dict[str, str]) -> None:
+    assert load_settings({**NO_FILE, **environ}).host == environ.get("IBEX_HOST", "127.0.0.1")
 
 
 def test_a_wrong_secret_is_not_quoted() -> None:
@@ -141,6 +164,8 @@ def test_misspelt_names_are_found() -> None:
 def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBEX_PROT", "misspelt")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
     settings = Settings(
         port=1234,
         openai_api_key=Secret(KEY),
@@ -172,4 +197,4 @@ def test_every_setting_has_one_line_of_help_and_a_name() -> None:
     for field, info in Settings.model_fields.items():
         assert info.description
         assert environment_names(field)[0].startswith("IBEX_")
-        assert is_secret(field) == ("dsn" in field or "key" in field or field == "redis_url")
+        assert is_secret(field) == ("dsn" in field or "key" in field or field in {"redis_url", "https_proxy"})

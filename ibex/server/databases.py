@@ -1,4 +1,4 @@
-"""What must be true of the databases before workers start: migrated where they are this server's own, else checked."""
+"""What must be true of the stores before workers start: migrated where they are this server's own, else checked."""
 
 import asyncio
 import logging
@@ -6,11 +6,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ibex.config import EMBEDDED, Settings
+from ibex.domain.identity import DEV_TOKEN_ID
 from ibex.engines.addresses import StoreAddresses
 from ibex.errors import ConfigurationError, OperatorError, StoreError, StoreUnavailable
 from ibex.runtime import clickhouse_migrator, migrate_embedded
 from ibex.stores.identity import IdentityReader
 from ibex.stores.postgres import Postgres
+from ibex.stores.rate_limits import BEAT_DEADLINE, check_eviction_policy
+from ibex.stores.redis import RedisLane
+from ibex.stores.roles import refuse_powerful_role
 from ibex.stores.schema import check_schema, seed_development
 
 log = logging.getLogger("ibex.supervisor")
@@ -19,11 +23,14 @@ WAIT_SECONDS = 30.0
 """How long a store that is away is waited for: containers start in any order."""
 
 
+_DELETE_TOKEN = f"delete from ibex_core.tokens where token_id = '{DEV_TOKEN_ID}'"  # noqa: S608 (shown, and never run)
+
+
 async def prepare_databases(settings: Settings, addresses: StoreAddresses) -> None:
     """Migrate (and in development seed) the embedded databases; check real ones, which `serve` never changes.
 
-    Raises SchemaMismatch when a real database's schema is not this version's, ConfigurationError when the development
-    token could be used outside development, OperatorError when a database does not answer.
+    Raises SchemaMismatch when a real database's schema is not this version's, OperatorError when Postgres does not
+    answer, and outside development ConfigurationError when a store is not safe to serve on.
     """
     applied = await migrate_embedded(settings, addresses)
     if applied:
@@ -35,7 +42,8 @@ async def prepare_databases(settings: Settings, addresses: StoreAddresses) -> No
     if settings.clickhouse_dsn.get_secret_value() != EMBEDDED:
         await _check_clickhouse(addresses.clickhouse)
     if not settings.is_development:
-        await _wait_for("Postgres", lambda: refuse_development_token(addresses.postgres))
+        await _wait_for("Postgres", lambda: _refuse_unsafe_postgres(addresses.postgres))
+        await _refuse_forgetful_redis(settings, addresses.redis)
 
 
 async def _check_clickhouse(dsn: str) -> None:
@@ -47,17 +55,34 @@ async def _check_clickhouse(dsn: str) -> None:
         log.warning("clickhouse was not checked", extra={"reason": error.message})
 
 
-async def refuse_development_token(dsn: str) -> None:
-    """Raise ConfigurationError when the database would let the token in that everybody knows."""
+async def _refuse_unsafe_postgres(dsn: str) -> None:
     postgres = await Postgres.connect(dsn, name="ibex serve")
     try:
-        if await IdentityReader(postgres).has_development_token():
-            raise ConfigurationError(
-                "The development token is in this database, and IBEX_ENV is not development.",
-                hint="Use a database that was never seeded, or remove the organization 'Development' from it.",
-            )
+        await refuse_powerful_role(postgres)
+        await refuse_development_token(postgres)
     finally:
         await postgres.close()
+
+
+async def refuse_development_token(postgres: Postgres) -> None:
+    """Raise ConfigurationError when the database would let the token in that everybody knows."""
+    if await IdentityReader(postgres).has_development_token():
+        raise ConfigurationError(
+            "The development token is in this database, and IBEX_ENV is not development: everybody knows that token.",
+            hint=f"Use a database that was never seeded, or as its owner: {_DELETE_TOKEN}",
+        )
+
+
+async def _refuse_forgetful_redis(settings: Settings, url: str) -> None:
+    """Limits are kept in the workers while Redis is away, so its absence hinders no start."""
+    lane = RedisLane(url, deadline=BEAT_DEADLINE)
+    try:
+        await lane.connect()
+        await check_eviction_policy(lane, settings)
+    except StoreUnavailable as error:
+        log.warning("redis was not checked", extra={"reason": error.message})
+    finally:
+        await lane.close()
 
 
 async def _wait_for(name: str, check: Callable[[], Awaitable[None]]) -> None:

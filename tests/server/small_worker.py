@@ -61,6 +61,8 @@ class SmallServer:
                 return web.Response(body=await self._control.metrics_text())
             case "/slow":
                 await asyncio.sleep(float(request.query_string))
+            case "/v1/chat/completions" if "--open" not in ARGUMENTS:
+                return web.Response(status=401)
             case "/environment":
                 return web.json_response(dict(os.environ))
         return web.json_response({"slot": self._slot, "pid": os.getpid()}, headers={"Connection": "close"})
@@ -79,7 +81,7 @@ async def open_small_server(
     yield SmallServer(slot, metrics, control)
 
 
-ARGUMENTS = [argument for argument in sys.argv[1:] if argument in {"--broken", "--dead", "--stuck"}]
+ARGUMENTS = [argument for argument in sys.argv[1:] if argument in {"--broken", "--dead", "--stuck", "--open"}]
 
 if __name__ == "__main__":
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ARGUMENTS]

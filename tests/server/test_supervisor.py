@@ -7,18 +7,23 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import aiohttp
+import asyncpg
 import pytest
+import redis
 
 from ibex.config import Secret, Settings
 from ibex.errors import ConfigurationError, OperatorError, SchemaMismatch, ServerNotRunning
 from ibex.runtime import clickhouse_migrator
 from ibex.server.status import NodeStatus, request_status
 from ibex.server.supervisor import Supervisor
+from ibex.stores.schema import seed_development
 
 SMALL_WORKER = (sys.executable, str(Path(__file__).with_name("small_worker.py")))
 
@@ -40,6 +45,11 @@ async def settings(data_dir: Path, postgres_database: Any, redis_url: str, click
         redis_url=Secret(redis_url),
         clickhouse_dsn=Secret(clickhouse_dsn),
     )
+
+
+@pytest.fixture
+def production(settings: Settings) -> Settings:
+    return settings.model_copy(update={"env": "production", "metrics_port": 0})
 
 
 @dataclasses.dataclass
@@ -299,20 +309,80 @@ async def test_a_node_starts_without_clickhouse(settings: Settings, caplog: pyte
     assert "clickhouse was not checked" in caplog.messages
 
 
-async def test_production_refuses_the_development_token_and_serves_its_metrics_apart(
-    settings: Settings, postgres_database: Any
-) -> None:
-    from ibex.stores.schema import seed_development
-
-    production = settings.model_copy(update={"env": "production", "metrics_port": 0})
+async def test_production_serves_its_metrics_apart(production: Settings) -> None:
     async with running(production) as node, node.http.get(node.status.metrics_url) as response:
         assert "ibex_process_up" in await response.text()
         assert node.status.metrics_url.rpartition(":")[0] == "http://127.0.0.1"
         assert node.status.metrics_url != f"{node.status.url}/metrics"
+
+
+async def test_production_refuses_the_development_token_until_it_is_deleted(
+    production: Settings, postgres_database: Any
+) -> None:
     await seed_development(postgres_database.admin_dsn)
 
-    with pytest.raises(ConfigurationError, match="development token"):
+    with pytest.raises(ConfigurationError, match="development token") as caught:
         await Supervisor(production).run()
+
+    assert caught.value.hint is not None
+    connection = await asyncpg.connect(postgres_database.admin_dsn)
+    await connection.execute(caught.value.hint.partition("as its owner: ")[2])
+    await connection.close()
+    async with running(production) as node:
+        assert len(await node.pids()) == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("alter role {role} superuser", "is a superuser"),
+        ("alter role {role} bypassrls", "bypasses row security"),
+        ("grant ibex_owner to {role}", "owns what it should only use"),
+    ],
+)
+async def test_production_refuses_a_role_that_row_security_does_not_bind(
+    production: Settings, postgres_database: Any, statement: str, reason: str
+) -> None:
+    role = f"ibex_strong_{uuid4().hex[:8]}"
+    connection = await asyncpg.connect(postgres_database.superuser_dsn)
+    await connection.execute(f"create role {role} login password 'strong' in role ibex_app")
+    try:
+        await connection.execute(statement.format(role=role))
+        where = urlsplit(postgres_database.dsn)
+        host = where.netloc.rpartition("@")[2]
+        dsn = where._replace(netloc=f"{role}:strong@{host}").geturl()
+        with pytest.raises(ConfigurationError, match=f"{role}, which {reason}") as caught:
+            await Supervisor(production.model_copy(update={"postgres_dsn": Secret(dsn)})).run()
+        assert "ibex_app" in str(caught.value.hint)
+        assert "strong@" not in caught.value.message
+    finally:
+        await connection.execute(f"drop role {role}")
+        await connection.close()
+
+
+async def test_production_refuses_a_redis_that_forgets_limits(production: Settings, redis_url: str) -> None:
+    with closing(redis.from_url(redis_url)) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            with pytest.raises(ConfigurationError, match="allkeys-lru") as caught:
+                await Supervisor(production).run()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+    assert "noeviction" in str(caught.value.hint)
+
+
+async def test_production_starts_while_redis_is_away(production: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(production.model_copy(update={"redis_url": Secret("redis://127.0.0.1:1")})) as node:
+        assert len(await node.pids()) == 2
+
+    assert "redis was not checked" in caplog.messages
+
+
+async def test_a_node_that_serves_without_a_token_never_becomes_ready(settings: Settings) -> None:
+    with pytest.raises(OperatorError, match="200” and not with 401"):
+        async with running(settings, worker=(*SMALL_WORKER, "--open")):
+            pytest.fail("it was announced")
 
 
 async def _returns(value: bool) -> bool:
