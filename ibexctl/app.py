@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ibex.errors import IbexError, OperatorError, StoreRefused, StoreUnavailable
-from ibexctl import audit, directives, identity, migrate, serve, sessions, smoke, status, tokens, traces
+from ibexctl import audit, directives, identity, migrate, serve, sessions, settings, smoke, status, tokens, traces
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.output import Answer, show, show_error
@@ -62,6 +62,7 @@ serve.register(app)
 status.register(app)
 smoke.register(app)
 bench.register(app)
+app.add_typer(settings.app, name="config")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(identity.organizations, name="org")
 app.add_typer(identity.users, name="user")

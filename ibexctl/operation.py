@@ -14,12 +14,19 @@ T = TypeVar("T")
 
 def read_settings(**overrides: Any) -> "Settings":
     """The settings, `overrides` (flags) above all; names that mean nothing are reported. Raises ConfigurationError."""
-    from ibex.config import load_settings, reach_loopback_directly, unknown_names
+    from ibex.config import load_settings, reach_loopback_directly
+
+    note_unknown_names()
+    reach_loopback_directly()
+    return load_settings(**overrides)
+
+
+def note_unknown_names() -> None:
+    """Warn of `IBEX_` names that are set and mean nothing: most likely misspelt."""
+    from ibex.config import unknown_names
 
     for name in unknown_names():
         note(f"warning: {name} is set and means nothing to ibex; `.env.example` lists every name.")
-    reach_loopback_directly()
-    return load_settings(**overrides)
 
 
 def operate(action: "Callable[[Operator], Awaitable[T]]", *, settings: "Settings | None" = None, **stores: bool) -> T:

@@ -116,6 +116,8 @@ def display_dsn(dsn: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "as configured"
+    if "@" in parts.path:  # a password with a slash in it ends the authority early
+        return "as configured"
     return f"{parts.scheme}://{place}{port}{parts.path}"
 
 

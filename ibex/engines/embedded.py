@@ -62,7 +62,7 @@ class EmbeddedEngines:
         """
         self._settings = settings
         wanted = embedded_stores(settings) & frozenset(stores)
-        _check_installed(wanted)
+        check_installed(wanted)
         self.directory = DataDirectory(settings.data_dir)
         if wanted:
             self.directory.prepare()
@@ -177,7 +177,8 @@ async def _start(engine: Engine, on_progress: Progress) -> None:
     on_progress(engine.name, f"{engine.label} {engine.version} ready in {time.monotonic() - began:.1f} s")
 
 
-def _check_installed(stores: Collection[str]) -> None:
+def check_installed(stores: Collection[str]) -> None:
+    """Raise EmbeddedExtraMissing unless the packages of these embedded stores are there."""
     missing = sorted({_PACKAGES[store] for store in stores if importlib.util.find_spec(_PACKAGES[store]) is None})
     if missing:
         raise EmbeddedExtraMissing(

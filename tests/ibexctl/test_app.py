@@ -13,7 +13,7 @@ from ibexctl.app import app, run
 HEAVY = {"asyncpg", "aiohttp", "clickhouse_connect", "msgspec", "opentelemetry", "prometheus_client", "redis", "rich"}
 
 
-def _leaves() -> list[list[str]]:
+def leaves() -> list[list[str]]:
     """The words of every command there is."""
     root = typer.main.get_command(app)
     found: list[list[str]] = []
@@ -29,7 +29,7 @@ def _leaves() -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("words", _leaves(), ids=" ".join)
+@pytest.mark.parametrize("words", leaves(), ids=" ".join)
 def test_the_help_of_every_command_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*words, "--help"]) == 0
     shown = capsys.readouterr().out
