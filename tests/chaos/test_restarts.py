@@ -1,0 +1,131 @@
+"""Restarts on purpose, under load: nobody is refused, no connection is reset, every stream ends whole."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from ibex.domain.identity import DEV_ORG_ID
+from tests.acceptance.conftest import House
+from tests.chaos.books import settle
+from tests.chaos.load import DONE, Kind, Load
+
+log = logging.getLogger("chaos")
+
+RELOADS = int(os.environ.get("CHAOS_RELOADS", "5"))
+STREAMS = 100
+WHOLE = {Kind.JSON: 60, Kind.STREAM: 40}
+
+OpenHouse = Callable[..., House]
+
+
+class IdleClient:
+    """One connection that is asked something now and then, and is idle in between; it must never be closed."""
+
+    def __init__(self, house: House, pause: float) -> None:
+        self._house = house
+        self._pause = pause
+        self.answers = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ask until `stop`; raises when the connection fails."""
+        address = urlsplit(self._house.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}).encode()
+        fields = {**self._house.headers, "Host": address.netloc, "Content-Type": "application/json"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**fields, "Content-Length": len(body)}.items())
+        request = f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body
+        while not stop.is_set():
+            writer.write(request)
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert answer.startswith(b"http/1.1 200"), answer
+            assert b"connection: close" not in answer
+            length = next(line for line in answer.split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            self.answers += 1
+            await asyncio.sleep(self._pause)
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.timeout(600)
+async def test_a_rolling_restart_under_load_fails_nothing(open_house: OpenHouse) -> None:
+    house = open_house()
+    house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+    busy = Load(lambda: house.url, house.headers, clients=12, kinds=WHOLE)
+    fresh = Load(lambda: house.url, house.headers, clients=4, kinds=WHOLE, is_fresh=True)
+    idle = [IdleClient(house, 0.1 + number * 0.05) for number in range(40)]
+    stop = asyncio.Event()
+    former = set(house.pids("ibex: worker") + house.pids("ibex: recorder"))
+    async with asyncio.TaskGroup() as tasks:
+        for client in (busy, fresh):
+            tasks.create_task(client.run())
+        for client in idle:
+            tasks.create_task(client.run(stop))
+        for _ in range(RELOADS):
+            await asyncio.sleep(0.3)
+            result = await asyncio.to_thread(house.ctl, "reload")
+            assert result["replaced"] == ["worker 0", "worker 1", "recorder"]
+            log.info("reloaded in %.1f s", result["seconds"])
+        await asyncio.sleep(1)
+        stop.set()
+        busy.stop()
+        fresh.stop()
+
+    assert busy.failures() == fresh.failures() == []
+    assert {*busy.count(), *fresh.count()} == {"whole"}
+    assert all(client.answers > RELOADS for client in idle)
+    assert not former & set(house.pids("ibex: worker") + house.pids("ibex: recorder"))
+    log.info(
+        "%d requests on busy, %d on fresh, %d on idle connections",
+        len(busy.sights),
+        len(fresh.sights),
+        sum(client.answers for client in idle),
+    )
+    await check_books(house, [busy, fresh], sum(client.answers for client in idle))
+
+
+async def check_books(house: House, loads: list[Load], others: int) -> None:
+    """Those whose requests have no id of the client's are only counted."""
+    sights = [sight for load in loads for sight in load.sights]
+    books = await settle(house, sights, others=others)
+    assert len(books.checkpoints) == len(books.traces) == len(sights) + others
+
+
+async def stream(http: aiohttp.ClientSession, house: House, began: asyncio.Event, number: int) -> bytes:
+    body = {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": f"stream {number}"}],
+        "metadata": {"sandbox": json.dumps({"events": 40, "gap_ms": 50})},
+        "stream": True,
+    }
+    received = b""
+    async with http.post(f"{house.url}/v1/chat/completions", json=body, headers=house.headers) as response:
+        assert response.status == 200
+        async for data in response.content.iter_any():
+            received += data
+            began.set()
+    return received
+
+
+async def test_a_stop_lets_every_open_stream_end(open_house: OpenHouse) -> None:
+    house = open_house()
+    house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+    started = [asyncio.Event() for _ in range(STREAMS)]
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as http, asyncio.TaskGroup() as tasks:
+        streams = [tasks.create_task(stream(http, house, began, number)) for number, began in enumerate(started)]
+        for began in started:
+            await began.wait()
+        house.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(house.process.wait, 30) == 0
+
+    contents = [[json.loads(event[6:]) for event in task.result().split(b"\n\n")[:-2]] for task in streams]
+    assert all(task.result().endswith(DONE) for task in streams)
+    assert all(sum(1 for chunk in chunks if chunk["choices"][0]["delta"].get("content")) == 40 for chunks in contents)
