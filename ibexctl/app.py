@@ -10,7 +10,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from ibex.errors import IbexError, OperatorError, StoreRefused, StoreUnavailable
-from ibexctl import audit, directives, identity, migrate, serve, sessions, settings, smoke, status, tokens, traces
+from ibexctl import (
+    audit,
+    directives,
+    identity,
+    migrate,
+    reload,
+    serve,
+    sessions,
+    settings,
+    smoke,
+    status,
+    tokens,
+    traces,
+)
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.output import Answer, show, show_error
@@ -60,6 +73,7 @@ def version() -> Answer:
 
 serve.register(app)
 status.register(app)
+reload.register(app)
 smoke.register(app)
 bench.register(app)
 app.add_typer(settings.app, name="config")

@@ -11,9 +11,11 @@ from ibex.pipeline.chat import ChatPipeline
 from ibex.runtime import Worker
 from ibex.server.connections import EdgeServer
 from ibex.server.control import Control
+from ibex.server.handover import Handover
 from ibex.server.lookups import Lookups
 from ibex.server.middleware import Middleware
 from ibex.server.ops import Operations
+from ibex.server.protocol import EdgeProtocol
 from ibex.server.routes import Routes
 from ibex.telemetry import AccessLog, Tracing, spawn
 
@@ -21,6 +23,8 @@ OLDEST_AIOHTTP = (3, 14, 5)
 BACKLOG = 4096
 LINGER_SECONDS = 0.25
 """How long an idle connection is kept after the drain has begun, so that a request already on its way is answered."""
+HANDOVER_SECONDS = 2.0
+"""How long a draining worker waits for each connection to be idle before it ends those that never are."""
 
 
 class HttpServer:
@@ -32,6 +36,7 @@ class HttpServer:
         settings = worker.settings
         name = f"worker {worker.slot}"
         self._settings = settings
+        self._control = control
         self._tracing = Tracing(settings, name)
         self._access_log = AccessLog(settings, name)
         chat = ChatPipeline(
@@ -64,6 +69,8 @@ class HttpServer:
         for sock in sockets:
             await self.accept_on(sock)
         self._sweeper = spawn(self._expire_heads(), name="head deadlines")
+        if self._control.handover is not None:
+            self._control.handover.take(self._take_over)
 
     async def accept_on(self, sock: socket.socket) -> None:
         """Accept connections on this socket too."""
@@ -77,16 +84,41 @@ class HttpServer:
             listener.close()
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting, let each connection have one last answer, and return when all are done or time is up."""
+        """Stop accepting, let every request be answered, and return when no connection is left or time is up."""
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
-        self._middleware.is_draining = self._operations.is_draining = True
         deadline = asyncio.get_running_loop().time() + seconds
+        handover = self._control.handover
+        if self._control.has_successor and handover is not None:
+            await self._hand_over(handover, deadline)
+        self._middleware.is_draining = self._operations.is_draining = True
         await asyncio.sleep(min(LINGER_SECONDS, seconds))
         while self._edge.connections and asyncio.get_running_loop().time() < deadline:
             self._edge.close_idle()
             await asyncio.sleep(0.02)
+
+    async def _hand_over(self, handover: Handover, deadline: float) -> None:
+        """Give each connection to the successor at a moment at which it is idle, until none is left.
+
+        One that is never seen idle is told at last to end with its next answer, as all are when the node stops.
+        """
+        loop = asyncio.get_running_loop()
+        handover.stop_taking()
+        last_answers_from = loop.time() + HANDOVER_SECONDS
+        while self._edge.connections and loop.time() < deadline and self._control.has_successor:
+            for connection in self._edge.connections:
+                if isinstance(connection, EdgeProtocol):
+                    handover.give(connection)
+            await asyncio.sleep(0.005)
+            self._middleware.is_draining = loop.time() > last_answers_from
+
+    def _take_over(self, sock: socket.socket) -> None:
+        async def serve() -> None:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._edge, sock)
+
+        _ = spawn(serve(), name="connection taken over")
 
     async def close(self) -> None:
         """End what is left, at once."""

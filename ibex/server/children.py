@@ -140,11 +140,11 @@ class Child:
             return OperatorError(f"{self.name}: {self._failure.message}", hint=self._failure.hint)
         return EngineFailed(f"The process {self.name} did not start.", hint="Its own messages are above.")
 
-    async def stop(self, drain_seconds: float) -> None:
+    async def stop(self, drain_seconds: float, *, has_successor: bool = False) -> None:
         """Have it end: ask, wait for its time to drain and a little more, then kill it. One not yet ready is killed."""
         if self.is_ready:
             seconds = 0.0 if self._is_hurried else drain_seconds
-            self.send(Drain(seconds))
+            self.send(Drain(seconds, has_successor))
             try:
                 async with asyncio.timeout(seconds + GRACE_SECONDS) as self._patience:
                     await self.wait()

@@ -7,6 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from ibex.server.handover import has_unread
 from ibex.server.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Fault
 
 CLOSING_SECONDS = 30.0
@@ -75,7 +76,7 @@ class EdgeServer(web.Server):
     def close_idle(self) -> None:
         """Close the connections that have no request, not even the beginning of one."""
         for connection in self.connections:
-            if isinstance(connection, EdgeProtocol) and connection.is_idle:
+            if isinstance(connection, EdgeProtocol) and connection.is_idle and not has_unread(connection):
                 connection.force_close()
 
     def expire(self, head_seconds: float) -> None:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ibex.server.handover import Handover
 from ibex.server.messages import (
     Adopt,
     AnyMessage,
@@ -42,7 +43,9 @@ class Control:
     answered from this process alone, and what is shared goes nowhere.
     """
 
-    def __init__(self, metrics: SnapshotSource) -> None:
+    def __init__(self, metrics: SnapshotSource, handover: Handover | None = None) -> None:
+        self.handover = handover
+        """A worker's way to give connections to its successor."""
         self._metrics = metrics
         self._channel: Channel | None = None
         self._numbers = itertools.count()
@@ -55,6 +58,8 @@ class Control:
         self.on_release: Callable[[int], None] = lambda _slot: None
         self.on_drain: Callable[[float | None], None] = lambda _seconds: None
         """Called with the seconds there are, or with None when the supervisor has died."""
+        self.has_successor = False
+        """Whether, this process draining, another one serves in its place already."""
 
     async def connect(self, fd: int) -> None:
         """Take over the inherited socket `fd`."""
@@ -157,7 +162,8 @@ class Control:
                 self.on_adopt(slot)
             case Release(slot):
                 self.on_release(slot)
-            case Drain(seconds):
+            case Drain(seconds, has_successor):
+                self.has_successor = has_successor
                 self.on_drain(seconds)
             case _:
                 pass

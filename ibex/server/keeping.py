@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ibex.errors import OperatorError
 from ibex.server.children import Child
 from ibex.telemetry import spawn
 
@@ -49,7 +50,7 @@ class Keeper:
         self._on_up = on_up
         self._on_down = on_down
         self._watch: asyncio.Task[None] | None = None
-        self._retiring: set[Child] = set()
+        self._retiring: dict[Child, asyncio.Task[None]] = {}
 
     @property
     def children(self) -> list[Child]:
@@ -70,27 +71,32 @@ class Keeper:
         self._on_up()
         self._watch = spawn(self._keep(self.child), name=f"keep {self.name}")
 
-    async def replace(self, drain_seconds: float) -> bool:
-        """Start a successor, and when it is ready drain the old one. False: it did not start, and the old one stays."""
+    async def replace(self, drain_seconds: float) -> OperatorError | None:
+        """Start a successor; when it is ready the old one drains beside it, which nobody waits for.
+
+        An error: it did not start, and the old one stays.
+        """
         successor = await self._launch()
         if not await successor.wait_ready():
             await successor.kill()
-            return False
+            return successor.explain_failure()
         old = self.child
         await self.stop_watching()
         self.child = successor
         self._on_up()
         self._watch = spawn(self._keep(successor), name=f"keep {self.name}")
         if old is not None:
-            self._retiring.add(old)
-            await old.stop(drain_seconds)
-            self._retiring.discard(old)
-        return True
+            self._retiring[old] = spawn(self._retire(old, drain_seconds), name=f"retire {self.name}")
+        return None
 
     async def stop(self, drain_seconds: float) -> None:
         """Stop it for good."""
         await self.stop_watching()
-        await asyncio.gather(*(child.stop(drain_seconds) for child in self.children))
+        children, retirements = self.children, list(self._retiring.values())
+        for retirement in retirements:
+            retirement.cancel()
+        await asyncio.gather(*retirements, return_exceptions=True)
+        await asyncio.gather(*(child.stop(drain_seconds) for child in children))
 
     def hurry(self) -> None:
         """Cut short the drain that is under way."""
@@ -103,6 +109,12 @@ class Keeper:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+
+    async def _retire(self, child: Child, drain_seconds: float) -> None:
+        try:
+            await child.stop(drain_seconds, has_successor=True)
+        finally:
+            del self._retiring[child]
 
     async def _keep(self, child: Child) -> None:
         backoff = Backoff()

@@ -55,13 +55,13 @@ class Launcher:
         self.settings = settings.model_copy(update=kept)
         return ignored
 
-    async def worker(self, slot: int, sockets: Sequence[socket.socket]) -> Child:
-        """A worker, which inherits the listening sockets of all slots."""
+    async def worker(self, slot: int, sockets: Sequence[socket.socket], handover: Sequence[socket.socket]) -> Child:
+        """A worker, which inherits the listening sockets of all slots and its slot's pair for handing over."""
         settings = self.settings.model_copy(update={"openai_base_url": self.upstream})
-        listen = ",".join(str(sock.fileno()) for sock in sockets)
-        command = (*self._worker, "--slot", str(slot), "--listen", listen)
+        listen, pair = (",".join(str(sock.fileno()) for sock in some) for some in (sockets, handover))
+        command = (*self._worker, "--slot", str(slot), "--listen", listen, "--handover", pair)
         environment = child_environment(settings, with_provider_keys=True)
-        return await self._start(Program(f"worker {slot}", command, environment, sockets))
+        return await self._start(Program(f"worker {slot}", command, environment, (*sockets, *handover)))
 
     async def recorder(self) -> Child:
         """The recorder."""

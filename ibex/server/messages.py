@@ -91,6 +91,8 @@ class Drain(Message):
     """Supervisor to a child: take nothing new, finish within this time (s), then exit."""
 
     seconds: float
+    has_successor: bool = False
+    """Whether another process serves in its place already."""
 
 
 AnyMessage = (

@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ibex.config import Settings
-from ibex.errors import ServerNotRunning
+from ibex.errors import OperatorError, ServerNotRunning
 from ibex.server.sockets import SocketPath
 
 SOCKET_NAME = "control.sock"
 ANSWER_SECONDS = 5.0
+RELOAD_SECONDS = 600.0
+"""For as long a reload is waited for: a process has a minute to start."""
 MAX_LINE_BYTES = 1 << 20
 
 
@@ -63,6 +65,16 @@ class NodeStatus(msgspec.Struct, kw_only=True):
         return plain
 
 
+class ReloadResult(msgspec.Struct, kw_only=True):
+    """What a rolling restart did."""
+
+    replaced: list[str]
+    """Processes that have a successor; what they still do ends beside it."""
+    ignored_settings: list[str]
+    """Settings that changed, and need a full restart to matter."""
+    seconds: float
+
+
 def describe_process(
     name: str, pid: int | None, is_up: bool, age: float, restarts: int = 0, facts: dict[str, Any] | None = None
 ) -> ProcessStatus:
@@ -97,11 +109,14 @@ def _title(pid: int | None) -> str | None:
 
 
 class ControlSocket:
-    """`<run>/control.sock`, mode 0600: answers `{"request": "status"}`."""
+    """`<run>/control.sock`, mode 0600: answers the requests `status` and, when it is done, `reload`."""
 
-    def __init__(self, run_dir: Path, status: Callable[[], NodeStatus]) -> None:
+    def __init__(
+        self, run_dir: Path, status: Callable[[], NodeStatus], reload: Callable[[], Awaitable[ReloadResult]]
+    ) -> None:
         self._path = run_dir / SOCKET_NAME
         self._status = status
+        self._reload = reload
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -121,36 +136,63 @@ class ControlSocket:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ValueError, TimeoutError), contextlib.closing(writer):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while line := await reader.readline():
-                    writer.write(self._answer(line) + b"\n")
-                    await writer.drain()
+            while line := await asyncio.wait_for(reader.readline(), ANSWER_SECONDS):
+                writer.write(await self._answer(line) + b"\n")
+                await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
 
-    def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes) -> bytes:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any]).get("request")
         except msgspec.DecodeError:
             request = None
-        if request == "status":
-            return msgspec.json.encode({"status": self._status()})
-        return msgspec.json.encode({"error": "The only request is: status"})
+        match request:
+            case "status":
+                return msgspec.json.encode({"status": self._status()})
+            case "reload":
+                try:
+                    return msgspec.json.encode({"reload": await self._reload()})
+                except OperatorError as error:
+                    return msgspec.json.encode({"error": error.message, "hint": error.hint})
+            case _:
+                return msgspec.json.encode({"error": "The only requests are: status, reload"})
 
 
-class _StatusAnswer(msgspec.Struct):
-    status: NodeStatus
+class _Answer(msgspec.Struct):
+    status: NodeStatus | None = None
+    reload: ReloadResult | None = None
+    error: str | None = None
+    hint: str | None = None
 
 
 def request_status(settings: Settings) -> NodeStatus:
     """Ask the server that runs on this data directory how it is; raises ServerNotRunning when there is none."""
+    status = _request(settings, "status", ANSWER_SECONDS).status
+    if status is None:
+        raise ServerNotRunning("The server does not say how it is.", hint="Is it of another version?")
+    return status
+
+
+def request_reload(settings: Settings) -> ReloadResult:
+    """Have the server replace its processes with such as have the settings of now; returns when that is done.
+
+    Raises ServerNotRunning, and OperatorError when the server refuses.
+    """
+    answer = _request(settings, "reload", RELOAD_SECONDS)
+    if answer.reload is None:
+        raise OperatorError(answer.error or "The server did not reload.", hint=answer.hint)
+    return answer.reload
+
+
+def _request(settings: Settings, request: str, seconds: float) -> _Answer:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(ANSWER_SECONDS)
+        sock.settimeout(seconds)
         try:
             with SocketPath(settings.run_dir / SOCKET_NAME) as address:
                 sock.connect(address)
-            sock.sendall(b'{"request":"status"}\n')
+            sock.sendall(msgspec.json.encode({"request": request}) + b"\n")
             with sock.makefile("rb") as answers:
                 line = answers.readline(MAX_LINE_BYTES)
-            return msgspec.json.decode(line, type=_StatusAnswer).status
+            return msgspec.json.decode(line, type=_Answer)
         except (OSError, msgspec.DecodeError) as error:
             raise ServerNotRunning(
                 f"No ibex server answers on the data directory {settings.data_dir}.",

@@ -14,7 +14,6 @@ from ibex import __version__
 from ibex.config import Settings
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import EmbeddedEngines
-from ibex.errors import OperatorError
 from ibex.server.children import Child
 from ibex.server.databases import prepare_databases
 from ibex.server.engine_watch import EngineWatch
@@ -24,10 +23,11 @@ from ibex.server.messages import AnyMessage, MetricsAnswer, MetricsQuestion, Rep
 from ibex.server.node_metrics import MetricsEndpoint, NodeMetrics
 from ibex.server.process import begin_process
 from ibex.server.recorder import DRAIN_SECONDS
+from ibex.server.rolling import RollingRestart
 from ibex.server.sockets import open_listening_sockets, url_of
 from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, describe_process
 from ibex.server.workers import WorkerPool
-from ibex.telemetry import configure_logging, spawn
+from ibex.telemetry import configure_logging
 
 log = logging.getLogger("ibex.supervisor")
 
@@ -53,7 +53,6 @@ class Supervisor:
         self._settings = settings
         self._on_progress = on_progress
         self._on_ready = on_ready
-        self._reload = reload or (lambda: settings)
         self._directory = DataDirectory(settings.data_dir)
         self._is_first_start = not self._directory.run_dir.exists()
         self._started_at = datetime.now(UTC)
@@ -77,7 +76,9 @@ class Supervisor:
         self._main: asyncio.Task[object] | None = None
         """The task of `run` while it starts: an early stop cancels it."""
         self._stopping = asyncio.Event()
-        self._roll: asyncio.Task[None] | None = None
+        self._rolling = RollingRestart(
+            reload or (lambda: settings), lambda: self._engines.addresses, launcher, self._pool, self._recorder
+        )
 
     async def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, stop. Raises OperatorError when the node cannot start."""
@@ -97,11 +98,6 @@ class Supervisor:
         elif self._main is not None:
             self._main.cancel()
         self._stopping.set()
-
-    def roll(self) -> None:
-        """Read the settings anew and replace the workers, one after the other."""
-        if self._roll is None or self._roll.done():
-            self._roll = spawn(self._replace_workers(), name="rolling restart")
 
     def status(self) -> NodeStatus:
         """How the node is."""
@@ -165,9 +161,9 @@ class Supervisor:
             stack.push_async_callback(self._recorder.stop, DRAIN_SECONDS)
             starts.append(self._recorder.start())
         stack.push_async_callback(self._drain_workers)
-        stack.push_async_callback(self._end_roll)
+        stack.push_async_callback(self._rolling.stop)
         await side_by_side(*starts)
-        control = ControlSocket(settings.run_dir, self.status)
+        control = ControlSocket(settings.run_dir, self.status, self._rolling.run)
         stack.push_async_callback(control.close)
         await control.start()
         if not settings.is_development:
@@ -176,23 +172,6 @@ class Supervisor:
 
     async def _drain_workers(self) -> None:
         await self._pool.stop(self._launcher.settings.drain_seconds)
-
-    async def _end_roll(self) -> None:
-        if self._roll is not None:
-            self._roll.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._roll
-
-    async def _replace_workers(self) -> None:
-        try:
-            settings = self._reload()
-        except OperatorError as error:
-            log.error("settings are wrong; nothing was changed", extra={"reason": error.message})
-            return
-        ignored = self._launcher.change(settings)
-        if ignored:
-            log.warning("some settings need a full restart", extra={"settings": ", ".join(ignored)})
-        await self._pool.replace_all(settings.drain_seconds)
 
     # What children say
 
@@ -249,7 +228,7 @@ class Supervisor:
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         # to a server in a terminal SIGHUP says that the terminal is gone; to a service it says: read the settings again
-        on_hangup = self.stop if os.isatty(0) else self.roll
+        on_hangup = self.stop if os.isatty(0) else self._rolling.start
         handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: on_hangup}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)

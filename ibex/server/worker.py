@@ -13,6 +13,7 @@ from typing import Protocol
 from ibex.config import Settings, load_settings
 from ibex.errors import IbexError, OperatorError
 from ibex.server.control import Control
+from ibex.server.handover import Handover
 from ibex.server.lifeline import Lifeline
 from ibex.server.process import begin_process, run_process
 from ibex.telemetry import Metrics, configure_logging, spawn
@@ -36,7 +37,10 @@ class Server(Protocol):
         ...
 
     async def drain(self, seconds: float) -> None:
-        """Accept nothing more, and return when every request has been answered."""
+        """Accept nothing more, and return when every request has been answered.
+
+        Idle connections go to the successor when there is one (`Control.has_successor`).
+        """
         ...
 
     async def close(self) -> None:
@@ -106,11 +110,16 @@ async def open_http_server(settings: Settings, slot: int, metrics: Metrics, cont
 
 
 async def serve(
-    settings: Settings, slot: int, control_fd: int, sockets: Sockets, open_server: OpenServer = open_http_server
+    settings: Settings,
+    slot: int,
+    control_fd: int,
+    sockets: Sockets,
+    handover: Handover,
+    open_server: OpenServer = open_http_server,
 ) -> int:
     """Serve until told to end; answers the exit code."""
     metrics = Metrics()
-    control = Control(metrics)
+    control = Control(metrics, handover)
     lifeline = Lifeline(control, settings.drain_seconds)
     await control.connect(control_fd)
     try:
@@ -134,6 +143,7 @@ async def serve(
         control.fail(error.message)
         return 1
     finally:
+        handover.close()
         await control.close()
     return 0
 
@@ -143,6 +153,7 @@ def main(open_server: OpenServer = open_http_server) -> int:
     parser = argparse.ArgumentParser(prog="ibex.server.worker")
     parser.add_argument("--slot", type=int, required=True)
     parser.add_argument("--listen", required=True, help="the listening sockets of all slots")
+    parser.add_argument("--handover", required=True, help="the pair for handing connections over")
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
@@ -151,7 +162,8 @@ def main(open_server: OpenServer = open_http_server) -> int:
     settings = load_settings()
     configure_logging(settings, name)
     sockets = Sockets([socket.socket(fileno=int(fd)) for fd in arguments.listen.split(",")])
-    return run_process(serve(settings, arguments.slot, arguments.control, sockets, open_server))
+    handover = Handover(*(socket.socket(fileno=int(fd)) for fd in arguments.handover.split(",")))
+    return run_process(serve(settings, arguments.slot, arguments.control, sockets, handover, open_server))
 
 
 if __name__ == "__main__":

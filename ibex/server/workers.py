@@ -1,28 +1,30 @@
 """The workers of a node: a slot and a listening socket each; a neighbour serves the socket of one that is away."""
 
 import asyncio
-import logging
+import itertools
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from ibex.server.children import Child
+from ibex.server.handover import Handover
 from ibex.server.keeping import Keeper
 from ibex.server.messages import Adopt, AnyMessage, Release, Share
 from ibex.server.shares import ShareBook
-
-log = logging.getLogger("ibex.supervisor")
 
 
 class WorkerPool:
     """Starts, keeps, replaces and drains the workers, and passes on what they share.
 
-    `launch` starts a process for a slot, which inherits all sockets; the pool must hear its messages (`hear`) and its
-    end (`forget`).
+    `launch` starts a process for a slot, which inherits all listening sockets and the slot's own pair for handing
+    connections over; the pool must hear its messages (`hear`) and its end (`forget`).
     """
 
-    def __init__(self, count: int, launch: Callable[[int, Sequence[socket.socket]], Awaitable[Child]]) -> None:
+    def __init__(
+        self, count: int, launch: Callable[[int, Sequence[socket.socket], Sequence[socket.socket]], Awaitable[Child]]
+    ) -> None:
         self._launch = launch
         self._sockets: Sequence[socket.socket] = ()
+        self._handovers: Sequence[Sequence[socket.socket]] = ()
         self._living: set[Child] = set()
         self._serving: set[int] = set()
         self._adopters: dict[int, int] = {}
@@ -37,25 +39,18 @@ class WorkerPool:
         The pool owns the sockets, one a slot, from now on.
         """
         self._sockets = sockets
+        self._handovers = [Handover.pair() for _ in sockets]
         starts = await asyncio.gather(*(keeper.start() for keeper in self.keepers), return_exceptions=True)
         for error in starts:
             if error is not None:
                 raise error
-
-    async def replace_all(self, drain_seconds: float) -> None:
-        """A rolling restart: one slot after the other, each successor ready before its predecessor drains."""
-        for keeper in self.keepers:
-            if not await keeper.replace(drain_seconds):
-                log.error("rolling restart ended: a successor did not start", extra={"child": keeper.name})
-                return
-        log.info("rolling restart done", extra={"workers": len(self.keepers)})
 
     async def stop(self, drain_seconds: float) -> None:
         """Drain all side by side."""
         self._is_stopping = True
         for keeper in self.keepers:
             await keeper.stop_watching()
-        for sock in self._sockets:
+        for sock in (*self._sockets, *itertools.chain(*self._handovers)):
             sock.close()
         await asyncio.gather(*(keeper.stop(drain_seconds) for keeper in self.keepers))
 
@@ -73,7 +68,7 @@ class WorkerPool:
 
     def _keeper(self, slot: int) -> Keeper:
         async def launch() -> Child:
-            child = await self._launch(slot, self._sockets)
+            child = await self._launch(slot, self._sockets, self._handovers[slot])
             self._living.add(child)
             for share in self._shares:
                 child.offer(share)

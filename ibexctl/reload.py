@@ -1,0 +1,33 @@
+"""`ibexctl reload`: a running server reads its settings anew and replaces its processes, refusing nobody meanwhile."""
+
+import typer
+
+from ibexctl.command import command
+from ibexctl.operation import read_settings
+from ibexctl.output import Answer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "reload", example="ibexctl reload")(reload)
+
+
+def reload() -> Answer:
+    """Have the running server read its settings anew and replace its workers and its recorder, one by one.
+
+    No request fails and no connection is closed. The server reads its own environment and its settings file; when
+    those are wrong, or a new process does not start, the old ones go on and the command fails.
+    """
+    settings = read_settings()
+
+    from ibex.server.status import request_reload
+
+    result = request_reload(settings)
+    replaced = ", ".join(result.replaced)
+    notes = [f"{name} changed, and needs a full restart." for name in result.ignored_settings]
+    data = {
+        "replaced": result.replaced,
+        "ignored_settings": result.ignored_settings,
+        "seconds": round(result.seconds, 3),
+    }
+    return Answer(data, (f"Replaced {replaced} in {result.seconds:.1f} s.",), notes)
