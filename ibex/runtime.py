@@ -301,7 +301,7 @@ def _open_providers(stack: AsyncExitStack, settings: Settings, metrics: Metrics)
             name="sandbox" if is_sandbox else "openai",
         )
     except ValueError as error:
-        raise ConfigurationError(str(error), hint="See OPENAI_BASE_URL and OPENAI_API_KEY in .env.example.") from None
+        raise ConfigurationError(str(error), hint="See the section on providers in .env.example.") from None
     stack.push_async_callback(provider.close)
     return (provider,)
 

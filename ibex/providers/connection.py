@@ -1,6 +1,7 @@
 """One connection to a provider: one request at a time, a bounded answer, deadlines, and an end at the first doubt."""
 
 import asyncio
+import random
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Deadlines:
     """From the request to the end of the answer."""
     keep: float = 30.0
     """How long a connection is kept without a request."""
+    life: float = 120.0
+    """How long a connection takes requests: the next one asks DNS again."""
 
     @property
     def period(self) -> float:
@@ -49,6 +52,7 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_timer",
         "_transport",
+        "_worn_at",
         "is_closed",
         "is_reused",
     )
@@ -63,7 +67,9 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._answer: Answer | None = None
         self._is_paused = False
-        self._last_byte_at = monotonic()
+        self._last_byte_at = now = monotonic()
+        # spread, so that connections made together are not made anew together
+        self._worn_at = now + deadlines.life * random.uniform(0.9, 1.0)  # noqa: S311 (guards nothing)
         self._timer: asyncio.TimerHandle | None = None
 
     async def exchange(self, request: bytes) -> Answer:
@@ -84,6 +90,11 @@ class Connection(asyncio.Protocol):
     def is_quiet(self) -> bool:
         """Whether the socket has neither bytes nor an end to read: nobody asked for any."""
         return not (self.is_closed or self._poll(0))
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether it has lived too long to take another request."""
+        return monotonic() >= self._worn_at
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""

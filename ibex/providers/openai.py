@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Final
+from urllib.parse import urlsplit
 
 from ibex import __version__
 from ibex.config import Secret, Settings
@@ -16,9 +17,10 @@ from ibex.providers.answer import Answer
 from ibex.providers.base import ProviderCall, ProviderReply
 from ibex.providers.connection import Deadlines
 from ibex.providers.models import MAX_LIST_BYTES, Model, read_models
+from ibex.providers.proxies import Proxy, is_exempt, parse_proxy
 from ibex.providers.refusals import MAX_ERROR_BYTES, Refusal, read_refusal
 from ibex.providers.retries import RetryBudget
-from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Headers, Transport
+from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Headers, Transport, make_ssl_context
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.providers")
@@ -42,7 +44,9 @@ class OpenAI:
         name: str = "openai",
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """Raises ValueError when the base URL is none, or the key cannot stand in a header."""
+        """Raises ValueError when the base URL or the proxy's is none, when there is no file of authorities where one is
+        named, or when the key cannot stand in a header.
+        """
         self.name = name
         self.accepts_stream_usage = settings.openai_stream_usage == "ask"
         self._models = settings.openai_models
@@ -53,8 +57,16 @@ class OpenAI:
             first_byte=settings.provider_first_byte_seconds,
             idle=settings.provider_idle_seconds,
             total=settings.stream_max_seconds,
+            life=settings.provider_connection_seconds,
         )
-        self._transport = Transport(base_url, deadlines=deadlines, ssl_context=ssl_context)
+        if ssl_context is None and base_url.startswith("https:"):
+            ssl_context = make_ssl_context(settings.ssl_cert_file)
+        self._transport = Transport(
+            base_url,
+            deadlines=deadlines,
+            ssl_context=ssl_context,
+            proxy=_choose_proxy(settings, base_url),
+        )
         self._requests_total = metrics.provider_requests_total
         self._retries_total = metrics.provider_retries_total.labels(name)
         self._ttfb_seconds = metrics.provider_ttfb_seconds.labels(name)
@@ -203,6 +215,14 @@ class OpenAI:
             answer.abort()
         self._observe_duration(answer.ttfb)
         return read_refusal(answer.status, answer.headers, b"" if answer.is_coded else body)
+
+
+def _choose_proxy(settings: Settings, base_url: str) -> Proxy | None:
+    """The egress proxy, unless this upstream is exempt from it."""
+    url = urlsplit(base_url)
+    if settings.https_proxy is None or is_exempt(url.hostname or "", url.port or 443, settings.no_proxy):
+        return None
+    return parse_proxy(settings.https_proxy.get_secret_value())
 
 
 @dataclass(frozen=True, slots=True)

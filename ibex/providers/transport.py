@@ -3,12 +3,14 @@
 import asyncio
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from ibex.errors import ProviderTimeout, ProviderUnavailable
 from ibex.providers.answer import Answer
 from ibex.providers.connection import Connection, ConnectionStale, Deadlines
+from ibex.providers.proxies import Proxy, Tunnel, TunnelRefused
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -24,10 +26,11 @@ class ConnectTimedOut(ProviderTimeout):
 
 
 class Transport:
-    """Sends requests to one scheme, host and port, whatever they say; follows no redirect, knows no proxy.
+    """Sends requests to one scheme, host and port, whatever they say; follows no redirect.
 
     A connection carries one request at a time and is reused, the latest first, only when its last answer ended exactly
-    where it should and nothing has been said since. Must be used in one event loop.
+    where it should and nothing has been said since. With a proxy, an https upstream is reached through a tunnel, in
+    which TLS is spoken with the upstream itself. Must be used in one event loop.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Transport:
         *,
         deadlines: Deadlines | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
         max_idle: int = MAX_IDLE_CONNECTIONS,
     ) -> None:
         """Raises ValueError when the base URL is not `http(s)://host[:port][/path]`."""
@@ -54,7 +58,8 @@ class Transport:
         self._authority = url.netloc.encode("idna" if not url.hostname.isascii() else "ascii")
         self._deadlines = deadlines or Deadlines()
         self._max_idle = max_idle
-        self._ssl = (ssl_context or _make_ssl_context()) if url.scheme == "https" else None
+        self._ssl = (ssl_context or make_ssl_context()) if url.scheme == "https" else None
+        self._proxy = proxy if url.scheme == "https" else None
         self._idle: list[Connection] = []
         self._connections: set[Connection] = set()
         self._is_closed = False
@@ -110,7 +115,7 @@ class Transport:
     def _check_out(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_quiet():
+            if not connection.is_worn and connection.is_quiet():
                 return connection
             connection.abort()
         return None
@@ -118,13 +123,9 @@ class Transport:
     async def _connect(self) -> Connection:
         if self._is_closed:
             raise ConnectFailed
-        loop = asyncio.get_running_loop()
-        host = None if self._ssl is None else self._host
         try:
             async with asyncio.timeout(self._deadlines.connect):
-                _, connection = await loop.create_connection(
-                    self._make_connection, self._host, self._port, ssl=self._ssl, server_hostname=host
-                )
+                connection = await (self._connect_directly() if self._proxy is None else self._dig(self._proxy))
         except TimeoutError as error:
             raise ConnectTimedOut from error
         except OSError as error:  # refused, unreachable, no such name, and every fault of TLS
@@ -133,11 +134,37 @@ class Transport:
             self._connections.add(connection)
         return connection
 
+    async def _connect_directly(self) -> Connection:
+        host = None if self._ssl is None else self._host
+        _, connection = await asyncio.get_running_loop().create_connection(
+            self._make_connection, self._host, self._port, ssl=self._ssl, server_hostname=host
+        )
+        return connection
+
+    async def _dig(self, proxy: Proxy) -> Connection:
+        """Connect through a tunnel of the proxy's."""
+        loop = asyncio.get_running_loop()
+        request = proxy.connect_request(self._host, self._port)
+        outer, tunnel = await loop.create_connection(lambda: Tunnel(request), proxy.host, proxy.port)
+        try:
+            await tunnel.opened()
+            assert self._ssl is not None  # noqa: S101 (only https goes through the proxy)
+            inner = await loop.start_tls(outer, tunnel, self._ssl, server_hostname=self._host)
+            if inner is None or tunnel.is_spoilt:
+                raise ConnectionResetError
+        except BaseException:
+            outer.abort()
+            raise
+        connection = self._make_connection()
+        inner.set_protocol(connection)
+        connection.connection_made(inner)
+        return connection
+
     def _make_connection(self) -> Connection:
         return Connection(self._deadlines, self._keep, self._forget)
 
     def _keep(self, connection: Connection) -> None:
-        if self._is_closed or len(self._idle) >= self._max_idle:
+        if self._is_closed or connection.is_worn or len(self._idle) >= self._max_idle:
             connection.abort()
         else:
             self._idle.append(connection)
@@ -148,9 +175,17 @@ class Transport:
             self._idle.remove(connection)
 
 
-def _make_ssl_context() -> ssl.SSLContext:
+def make_ssl_context(authorities: Path | None = None) -> ssl.SSLContext:
+    """Verify as the system does, and besides trust the authorities of a PEM file; raises ValueError without such."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except ssl.SSLError:
+            raise ValueError(f"SSL_CERT_FILE: {authorities} holds no certificates in PEM") from None
+        except OSError as error:
+            raise ValueError(f"SSL_CERT_FILE: {authorities} cannot be read: {error.strerror}") from None
     return context
 
 
@@ -165,6 +200,8 @@ def _explain(error: OSError) -> str:
     """What a client may know of why there is no connection: neither the address nor a library's words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return "The model provider's certificate could not be verified."
+    if isinstance(error, TunnelRefused):
+        return str(error)
     if isinstance(error, ssl.SSLError):
         return "No TLS connection to the model provider could be made."
     if isinstance(error, ConnectionRefusedError):

@@ -27,6 +27,8 @@ class Certificates:
     trusting: Callable[[], ssl.SSLContext]
     serving: Callable[[str], ssl.SSLContext]
     """A server's context for one name or address."""
+    authority: Path
+    """The authority's own certificate."""
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ibex test authority")])
     ca = _sign(ca_name, ca_name, ca_key.public_key(), ca_key, x509.BasicConstraints(ca=True, path_length=None))
     ca_pem = ca.public_bytes(serialization.Encoding.PEM)
+    authority = Path(directory, "authority.pem")
+    authority.write_bytes(ca_pem)
 
     def trusting() -> ssl.SSLContext:
         return ssl.create_default_context(cadata=ca_pem.decode())
@@ -57,11 +61,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         context.load_cert_chain(path)
         return context
 
-    return Certificates(trusting, serving)
+    return Certificates(trusting, serving, authority)
 
 
 def _general_name(name: str) -> x509.GeneralName:
-    return x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _sign(

@@ -3,12 +3,13 @@
 import asyncio
 import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ibex.providers.answer import ConnectionCut
-from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Transport
+from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Transport, make_ssl_context
 from tests.providers.upstream import LONG, Talk, answer_all, ask, open_transport, post, serve_script, until
 
 
@@ -147,3 +148,56 @@ async def test_a_header_field_cannot_hold_another(name: bytes, value: bytes) -> 
     async with open_transport("http://127.0.0.1:1") as transport:
         with pytest.raises(ValueError, match="header field"):
             await transport.send(post(transport), b"{}", [(name, value)])
+
+
+async def test_an_upstream_may_have_an_address_of_version_six(certificates: Any) -> None:
+    for context in (None, certificates.serving("::1")):
+        async with (
+            serve_script(answer_all, ssl_context=context, host="::1") as upstream,
+            open_transport(upstream.base_url, ssl_context=certificates.trusting()) as transport,
+        ):
+            assert await ask(transport) == b"hi"
+            port = upstream.base_url.rpartition(":")[2].removesuffix("/v1")
+            assert f"\r\nHost: [::1]:{port}\r\n".encode() in upstream.requests[0]
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # uvloop resolves names in C, where no test can answer for DNS
+async def test_a_name_that_moves_is_followed_once_connections_are_worn(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = ["127.0.0.1"]
+    resolve = socket.getaddrinfo
+
+    def answer(host: str, *rest: Any, **options: Any) -> Any:
+        return resolve(addresses[0] if host == "upstream.test" else host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    async with serve_script(answer_all) as old:
+        port = int(old.base_url.rpartition(":")[2].removesuffix("/v1"))
+        async with (
+            serve_script(answer_all, host="127.0.0.2", port=port) as new,
+            open_transport(f"http://upstream.test:{port}", deadlines=replace(LONG, life=0.3)) as transport,
+        ):
+            await ask(transport)
+            await ask(transport)
+            addresses[0] = "127.0.0.2"
+            async with asyncio.timeout(20):
+                while not new.requests:
+                    await ask(transport)
+            assert (old.connections, new.connections) == (1, 1)
+
+
+async def test_a_worn_connection_is_not_kept() -> None:
+    async with (
+        serve_script(answer_all) as upstream,
+        open_transport(upstream.base_url, deadlines=replace(LONG, life=1e-9)) as transport,
+    ):
+        for _ in range(3):
+            assert await ask(transport) == b"hi"
+        assert upstream.connections == 3
+        await until(lambda: transport.open_connections == 0)
+
+
+def test_a_file_of_authorities_must_hold_some(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    for name, reason in (("empty.pem", "holds no certificates"), ("absent.pem", "cannot be read")):
+        with pytest.raises(ValueError, match=rf"SSL_CERT_FILE: .*{name} {reason}"):
+            make_ssl_context(tmp_path / name)

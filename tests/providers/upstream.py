@@ -61,7 +61,9 @@ class Upstream:
 
 
 @asynccontextmanager
-async def serve_script(script: Script, *, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
+async def serve_script(
+    script: Script, *, ssl_context: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[Upstream]:
     """Serve a script on each connection; whatever is still open at the end is cut."""
     talks: set[asyncio.Task[None]] = set()
 
@@ -80,9 +82,10 @@ async def serve_script(script: Script, *, ssl_context: ssl.SSLContext | None = N
             talks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=ssl_context)
+    server = await asyncio.start_server(accept, host, port, ssl=ssl_context)
     port = server.sockets[0].getsockname()[1]
-    upstream = Upstream(f"{'http' if ssl_context is None else 'https'}://127.0.0.1:{port}/v1")
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    upstream = Upstream(f"{'http' if ssl_context is None else 'https'}://{authority}/v1")
     try:
         yield upstream
     finally:
