@@ -22,6 +22,7 @@ from ibex.server.launching import WORKER, Launcher
 from ibex.server.messages import AnyMessage, MetricsAnswer, MetricsQuestion, Report, StatusAnswer, StatusQuestion
 from ibex.server.node_metrics import MetricsEndpoint, NodeMetrics
 from ibex.server.process import begin_process
+from ibex.server.proof import prove_token_is_demanded
 from ibex.server.recorder import DRAIN_SECONDS
 from ibex.server.rolling import RollingRestart
 from ibex.server.sockets import open_listening_sockets, url_of
@@ -163,6 +164,7 @@ class Supervisor:
         stack.push_async_callback(self._drain_workers)
         stack.push_async_callback(self._rolling.stop)
         await side_by_side(*starts)
+        await prove_token_is_demanded(self._url, times=settings.workers)
         control = ControlSocket(settings.run_dir, self.status, self._rolling.run)
         stack.push_async_callback(control.close)
         await control.start()
