@@ -79,7 +79,7 @@ def make_plan(scenario: Scenario, *, users: int, seconds: float | None, workers:
         scenario=scenario,
         users=users,
         seconds=measured,
-        warmup_seconds=min(5.0, max(1.0, measured / 4)),
+        warmup_seconds=min(5.0, max(0.5, measured / 4)),
         workers=workers,
         tokens=int(about["tokens"]) if tokens is None else tokens,
         stream_share=about["stream_share"],

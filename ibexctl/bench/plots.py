@@ -69,13 +69,13 @@ def draw_lines(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
     return _figure(title, "".join(shapes), [line.name for line in lines])
 
 
-def draw_bars(title: str, bars: Sequence[tuple[str, float]], unit: str) -> str:
-    """A bar for each name, from left to right, the value at its end."""
+def draw_bars(title: str, bars: Sequence[tuple[int, str, float]], unit: str) -> str:
+    """A bar for each name, from left to right, the value at its end. A bar's number gives its colour."""
     row, left = 34, 190
-    largest = max((value for _, value in bars), default=0.0) or 1.0
+    largest = max((value for _, _, value in bars), default=0.0) or 1.0
     shapes = []
-    for number, (name, value) in enumerate(bars):
-        y, width = number * row + 6, (WIDTH - left - 130) * value / largest
+    for place, (number, name, value) in enumerate(bars):
+        y, width = place * row + 6, (WIDTH - left - 130) * value / largest
         colour = _COLOURS[number % len(_COLOURS)]
         shapes += [
             f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>',

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ibexctl.bench.plots import Line, draw_bars, draw_lines, linear_axis, logarithmic_axis
+from ibexctl.bench.verdict import format_figure
 from ibexctl.output import cell
 
 _STYLE = """\
@@ -86,20 +87,17 @@ def _contender(found: Mapping[str, Any]) -> Sequence[object]:
 
 def _target(found: Mapping[str, Any]) -> Sequence[object]:
     verdict = {True: "passed", False: "failed", None: "not measured"}[found["passed"]]
-    measured = "" if found["measured"] is None else f"{found['measured']:,.4g} {found['unit']}"
-    return (
-        found["name"],
-        measured,
-        f"{found['comparison']} {found['limit']:,.4g} {found['unit']}",
-        verdict,
-        found["detail"],
-    )
+    unit = found["unit"]
+    measured, limit = f"{format_figure(found['measured'])} {unit}", f"{format_figure(found['limit'])} {unit}"
+    return found["name"], measured, f"{found['comparison']} {limit}", verdict, found["detail"]
 
 
 def _bars(contenders: Sequence[Mapping[str, Any]]) -> list[str]:
     def draw(title: str, unit: str, values: Sequence[float | None]) -> str:
         bars = [
-            (str(found["title"]), value) for found, value in zip(contenders, values, strict=True) if value is not None
+            (number, str(found["title"]), value)
+            for number, (found, value) in enumerate(zip(contenders, values, strict=True))
+            if value is not None
         ]
         return draw_bars(title, bars, unit) if bars else ""
 

@@ -56,6 +56,13 @@ class Check:
         }
 
 
+def format_figure(value: float | None) -> str:
+    """A figure as people read it: three digits that count, large ones whole."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def judge(result: Result) -> list[Check]:
     """Every target of the scenario that was run."""
     measured = result.find(IBEX)

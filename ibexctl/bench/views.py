@@ -5,7 +5,7 @@ from typing import Any
 from ibexctl.bench.contest import Result
 from ibexctl.bench.outcome import Outcome
 from ibexctl.bench.plan import Scenario
-from ibexctl.bench.verdict import Check
+from ibexctl.bench.verdict import Check, format_figure
 from ibexctl.output import Fields, Table, View
 
 _COLUMNS = ("contender", "answers/s", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms", "failed", "CPU µs/req", "core used")
@@ -67,7 +67,7 @@ def result_views(result: Result, checks: list[Check], *, is_passed: bool) -> lis
 
 
 def _judgement(check: Check) -> tuple[object, ...]:
-    measured, limit = _value(check.measured), _value(check.limit)
+    measured, limit = format_figure(check.measured), format_figure(check.limit)
     return check.name, measured, check.comparison, limit, check.unit, _VERDICT[check.is_passed], check.detail
 
 
@@ -102,9 +102,3 @@ def _list(numbers: frozenset[int]) -> str:
 
 def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.1f}"
-
-
-def _value(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
