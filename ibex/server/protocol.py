@@ -103,6 +103,7 @@ class EdgeProtocol(RequestHandler):
             if fault is not None:
                 self._messages.pop()
                 self.fail(fault)
+                return
         if self._head:
             self._head = bytearray()
         self._wire_bytes = max(0, size - MAX_HEAD_BYTES)
@@ -111,10 +112,13 @@ class EdgeProtocol(RequestHandler):
 
     def _judge_framing(self) -> None:
         """Refuse a body that is mostly framing. A length needs none."""
-        if self._newest is None or not self._newest[0].chunked:
+        if self._newest is None:
             return
-        payload = self._newest[1]
-        if self._wire_bytes > WIRE_BYTES_BESIDES_BODY + WIRE_BYTES_PER_BODY_BYTE * payload.total_bytes:
+        message, payload = self._newest
+        if (
+            message.chunked
+            and self._wire_bytes > WIRE_BYTES_BESIDES_BODY + WIRE_BYTES_PER_BODY_BYTE * payload.total_bytes
+        ):
             self._is_deaf = True
             payload.set_exception(PayloadTooLarge("The body's chunks are out of all proportion to what is in them."))
 
