@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTS ?= tests
+BENCH ?= overhead
 
 ##@ Use it
 .PHONY: setup run e2e-smoke
@@ -22,9 +23,16 @@ e2e-smoke: $(INSTALLED) ## Ask a running ibex for a completion and check what it
 	@PATH="$(abspath $(BIN)):$$PATH" infra/scripts/e2e_smoke_p2.sh
 
 ##@ Check it
-.PHONY: test lint format types imports check
+.PHONY: test loadtest lint format types imports check
 test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=tests/stores for a part)
 	@$(BIN)/python -m pytest $(TESTS)
+
+loadtest: $(INSTALLED) ## The gate: what ibex adds for 100 users at once, by locust (BENCH=saturation for another scenario)
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("locust") is None)' || { \
+		export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
+		[ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX; \
+		$(BIN)/uv pip install --python $(BIN)/python -c requirements.lock 'locust>=2.47'; }
+	@$(BIN)/ibexctl bench $(BENCH)
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	@$(BIN)/ruff check .
