@@ -17,6 +17,8 @@ RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 """Statuses after which the same request may be sent again."""
 MAX_ERROR_BYTES: Final = 64 << 10
 MAX_RETRY_AFTER: Final = 86_400
+DEFAULT_RETRY_AFTER: Final = 1
+"""Seconds for a 429 whose provider names none that is sensible: every 429 of ibex names some."""
 
 _STREAM_USAGE: Final = re.compile(r"stream_options|include_usage")
 _MODEL: Final = re.compile(r"\bmodel\b", re.IGNORECASE)
@@ -51,15 +53,16 @@ class Refusal:
 
     def to_error(self, forbidden: Iterable[str]) -> RequestError:
         """The error a client sees, its text sanitised (contract section 4)."""
-        headers = {}
-        if self.retry_after is not None and 1 <= math.ceil(self.retry_after) <= MAX_RETRY_AFTER:
-            headers["Retry-After"] = str(math.ceil(self.retry_after))
+        seconds = None if self.retry_after is None else math.ceil(self.retry_after)
+        is_sensible = seconds is not None and 1 <= seconds <= MAX_RETRY_AFTER
         if self.status == 429:
-            return RateLimited("The model provider limits requests just now.", headers=headers)
+            wait = seconds if is_sensible else DEFAULT_RETRY_AFTER
+            return RateLimited("The model provider limits requests just now.", headers={"Retry-After": str(wait)})
         if self.status in {408, 504}:
             return ProviderTimeout()
         if self.status in {401, 403} or not 400 <= self.status < 500:
-            return ProviderUnavailable(headers=headers if self.status == 503 else None)
+            passes_wait_on = self.status == 503 and is_sensible
+            return ProviderUnavailable(headers={"Retry-After": str(seconds)} if passes_wait_on else None)
         message = sanitise(self.message, forbidden)
         if self.status != 404:
             param = sanitise(self.param, forbidden) or None
