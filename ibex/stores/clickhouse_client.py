@@ -9,10 +9,15 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from clickhouse_connect import get_async_client
+from clickhouse_connect.driver import options
 from clickhouse_connect.driver.asyncclient import AsyncClient
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Error
 
 from ibex.errors import ConfigurationError, StoreRefused, StoreUnavailable
+
+# The driver's first insert would import pandas, if it is there at all, to ask whether the rows are a data frame: more
+# than a second in which the event loop stands still, and the first traces and checkpoints wait.
+options.pd = options.pd_time_test = options.np = None
 
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # it logs, with tracebacks, what it then raises
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -97,9 +97,14 @@ class Load:
         """How the requests ended, from the `since`-th on."""
         return Counter(sight.end for sight in self.sights[since:])
 
-    def failures(self, since: int = 0) -> list[str]:
-        """Why requests failed that should not have."""
-        return [f"{sight.kind}: {sight.why}" for sight in self.sights[since:] if sight.end is End.BROKEN]
+    def failures(self, since: int = 0, *, allowed: Collection[str] = ()) -> Counter[str]:
+        """Why requests failed that should not have: broken off, or refused with a code that is not `allowed`."""
+        return Counter(
+            f"{sight.kind}: {sight.why}"
+            for sight in self.sights[since:]
+            if sight.end is End.BROKEN
+            or (sight.end is End.REFUSED and sight.kind is not Kind.REFUSED and sight.why not in allowed)
+        )
 
     async def _ask_on(self, http: aiohttp.ClientSession, session: str) -> None:
         while not self._stop.is_set():

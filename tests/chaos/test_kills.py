@@ -27,6 +27,9 @@ VICTIMS = ("worker 0", "recorder", "engine postgres", "worker 1", "engine valkey
 WHOLE_NODES = ("supervisor", "everything")
 WORKERS = ("worker 0", "worker 1", *WHOLE_NODES)
 
+ALLOWED = {"sandbox": {"503 PROVIDER_UNAVAILABLE"}}
+"""What a kill may cause besides broken connections."""
+
 OpenHouse = Callable[..., House]
 
 
@@ -71,7 +74,8 @@ async def test_no_kill_loses_or_doubles_a_turn(open_house: OpenHouse) -> None:
     house = open_house()
     house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
     load = Load(lambda: house.url, house.headers)
-    victims = [random.choice((*VICTIMS, *WHOLE_NODES)) for _ in range(ROUNDS)] or [*VICTIMS, "everything"]
+    choice = os.environ.get("CHAOS_VICTIMS", ",".join((*VICTIMS, *WHOLE_NODES))).split(",")
+    victims = [random.choice(choice) for _ in range(ROUNDS)] or [*VICTIMS, "everything"]
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(load.run())
         for number, victim in enumerate(victims):
@@ -82,7 +86,7 @@ async def test_no_kill_loses_or_doubles_a_turn(open_house: OpenHouse) -> None:
             counted = load.count(since)
             log.info("%d %s: %.1f s, %s", number, victim, time.monotonic() - began, dict(counted))
             if victim not in WORKERS:
-                assert load.failures(since) == [], victim
+                assert not load.failures(since, allowed=ALLOWED.get(victim, ())), victim
             if ROUNDS and number % 10 == 9:
                 await all_up(house)
         load.stop()
