@@ -125,7 +125,7 @@ class Settings(BaseModel):
     trusted_proxies: CommaList = _setting((), "CIDRs whose X-Forwarded-For is believed")
     head_seconds: float = _setting(10.0, "deadline for a request's head (s)", gt=0)
     body_seconds: float = _setting(30.0, "deadline for a request's body (s)", gt=0)
-    body_bytes_per_second: int = _setting(1024, "least rate of a body after its first 5 s (bytes/s)", ge=1)
+    body_bytes_per_second: int = _setting(1024, "least rate of a body from a sixth of that on (bytes/s)", ge=1)
     slow_client_seconds: float = _setting(
         60.0, "a client that takes nothing of its reply for longer has left (s)", gt=0
     )

@@ -17,8 +17,8 @@ from ibex.telemetry import RequestTrace, StageClock
 if TYPE_CHECKING:
     from ibex.server.protocol import EdgeProtocol
 
-BODY_GRACE_SECONDS = 5.0
-"""How long a body may take to begin before its rate counts."""
+BODY_GRACE_SHARE = 1 / 6
+"""The share of `body_seconds` in which a body may be as slow as it likes to begin; then its rate counts."""
 
 
 @dataclass(slots=True, repr=False)
@@ -80,15 +80,15 @@ async def _collect(payload: StreamReader, settings: Settings) -> bytes:
     chunks: list[bytes] = []
     size = 0
     began = asyncio.get_running_loop().time()
+    rated_from = began + settings.body_seconds * BODY_GRACE_SHARE
     last_moment = began + settings.body_seconds
-    async with asyncio.timeout_at(min(last_moment, began + BODY_GRACE_SECONDS)) as deadline:
+    async with asyncio.timeout_at(rated_from) as deadline:
         while chunk := await payload.readany():
             size += len(chunk)
             if size > settings.max_body_bytes:
                 raise _too_large(settings)
             chunks.append(chunk)
-            allowed = BODY_GRACE_SECONDS + size / settings.body_bytes_per_second
-            deadline.reschedule(min(last_moment, began + allowed))
+            deadline.reschedule(min(last_moment, rated_from + size / settings.body_bytes_per_second))
     return b"".join(chunks)
 
 

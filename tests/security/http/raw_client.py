@@ -124,19 +124,18 @@ async def _read_until(
     is_head: bool = False,
 ) -> None:
     """Read until so many final responses have come and all has been sent, or the end."""
-    while True:
+    while not connection.is_ended:
         seen = responses(bytes(connection.received[offset:]), is_head=is_head)
-        if len([response for response in seen if response.status >= 200]) >= count:
-            if sending is not None:
-                await asyncio.wait([sending])
-            try:  # whoever answers and then closes has its end on the way
-                async with asyncio.timeout(0.03):
-                    await connection.read_on()
-            except TimeoutError:
-                pass
-            return
-        if not await connection.read_on():
-            return
+        if len([response for response in seen if response.status >= 200]) < count:
+            await connection.read_on()
+            continue
+        is_sent = sending is None or sending.done()
+        try:  # whoever answers and then closes has its end on the way
+            async with asyncio.timeout(0.03):
+                await connection.read_on()
+        except TimeoutError:
+            if is_sent:
+                return
 
 
 def check_response(response: Response, *, is_head: bool) -> None:
