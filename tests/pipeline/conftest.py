@@ -10,9 +10,11 @@ from uuid import UUID
 import pytest
 
 from ibex.domain.identity import Principal
+from ibex.errors import RequestError
 from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.changes import ChangeFollower, now
 from ibex.pipeline.directives import DirectiveBook
+from ibex.pipeline.principals import Entry
 from ibex.stores.directives import DirectiveAdmin
 from ibex.stores.identity import IdentityAdmin
 from ibex.stores.postgres import Postgres
@@ -70,6 +72,22 @@ class Door:
             address,
             **needs,
         )
+
+    async def refuse(self, error: type[RequestError], bearer: str | None = None, agent: object = None) -> None:
+        """Present these, and be refused in this way."""
+        with pytest.raises(RequestError) as caught:
+            await self.enter(bearer, agent)
+        assert type(caught.value) is error
+
+    async def revoke(self) -> None:
+        """Revoke the tenant's token, and hear of it."""
+        await self.admin.revoke_token(self.tenant.token_id)
+        await self.poll()
+
+    @property
+    def entry(self) -> Entry | None:
+        """What is remembered of the caller used longest ago."""
+        return next(iter(self.authenticator._cache._entries.values()), None)
 
     async def poll(self) -> None:
         """Ask Postgres once for what has changed."""

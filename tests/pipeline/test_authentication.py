@@ -1,8 +1,6 @@
 """Who is let in: on a first look, from memory, through changes, and while stores are away."""
 
 import asyncio
-import gc
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from ibex.domain.identity import DEV_TOKEN, PERMISSION_SETS, AgentId, Permission, mint_token
+from ibex.domain.identity import DEV_AGENT_ID, DEV_ORG_ID, DEV_TOKEN, PERMISSION_SETS, AgentId, Permission, mint_token
 from ibex.errors import (
     AgentNotAuthorized,
     AgentSuspended,
@@ -28,28 +26,13 @@ from ibex.errors import (
 from ibex.pipeline import authentication, strangers
 from ibex.pipeline.authentication import read_bearer
 from ibex.pipeline.changes import now
-from ibex.pipeline.principals import KNOWN_SECONDS, Entry, decode_fill, encode_fill
+from ibex.stores import changes
+from ibex.stores.schema import seed_development
 from tests.conftest import PostgresDatabase
 from tests.pipeline.conftest import Door
 from tests.tenants import make_tenant
-from tests.waiting import eventually
 
 KNOWN = "192.0.2.7"
-
-
-def start(coroutine: Any) -> asyncio.Task[Any]:
-    return asyncio.get_running_loop().create_task(coroutine)
-
-
-def entry_of(door: Door) -> Entry | None:
-    """What is remembered of the tenant."""
-    return next((entry for entry in door.authenticator._cache._entries.values()), None)
-
-
-async def refused(door: Door, error: type[RequestError], bearer: str | None = None, agent: object = None) -> None:
-    with pytest.raises(RequestError) as caught:
-        await door.enter(bearer, agent)
-    assert type(caught.value) is error
 
 
 async def test_a_caller_is_read_once_and_then_known_without_any_store(door: Door) -> None:
@@ -125,22 +108,29 @@ async def test_a_token_that_is_not_good_is_refused_in_one_way(door: Door) -> Non
     ]
     before = door.reader.reads.count
     for bearer in bearers:
-        await refused(door, InvalidToken, bearer)
+        await door.refuse(InvalidToken, bearer)
     assert door.reader.reads.count == before + 4
 
     for bearer in bearers:
-        await refused(door, InvalidToken, bearer)
-        await refused(door, InvalidToken, bearer, "no-uuid")
+        await door.refuse(InvalidToken, bearer)
+        await door.refuse(InvalidToken, bearer, "no-uuid")
     assert door.metrics.auth_cache_hits_total.labels("negative").read() == [4.0]
 
     for bearer in ("ibex_pat_", "x" * 8192, "ibex_pat_%00_'--", DEV_TOKEN):
-        await refused(door, InvalidToken, bearer)
+        await door.refuse(InvalidToken, bearer)
 
 
-async def test_the_development_token_is_good_where_it_is_accepted_and_seeded(door: Door) -> None:
+async def test_the_development_token_is_good_only_where_it_is_seeded_and_accepted(
+    door: Door, postgres_database: PostgresDatabase
+) -> None:
     door.authenticator._accepts_dev_token = True
-
-    await refused(door, InvalidToken, DEV_TOKEN)
+    await door.refuse(InvalidToken, DEV_TOKEN, DEV_AGENT_ID)
+    await seed_development(postgres_database.admin_dsn)
+    await door.poll()
+    assert (await door.enter(DEV_TOKEN, DEV_AGENT_ID)).org_id == DEV_ORG_ID
+    door.authenticator._cache.drop(next(iter(door.authenticator._cache._entries)))
+    door.authenticator._accepts_dev_token = False
+    await door.refuse(InvalidToken, DEV_TOKEN, DEV_AGENT_ID)
 
 
 async def test_agents_are_judged_after_the_token(door: Door) -> None:
@@ -161,10 +151,10 @@ async def test_agents_are_judged_after_the_token(door: Door) -> None:
         (paused, AgentSuspended),
     ]:
         for _ in range(2):
-            await refused(door, error, agent=agent)
-    await refused(door, AgentNotAuthorized, bound)
+            await door.refuse(error, agent=agent)
+    await door.refuse(AgentNotAuthorized, bound)
     assert (await door.enter(bound, bound_to)).agent_id == bound_to
-    await refused(door, InvalidToken, mint_token().bearer, "7")
+    await door.refuse(InvalidToken, mint_token().bearer, "7")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +205,7 @@ async def test_a_change_of_what_a_caller_rests_on_is_in_force_once_heard(
         await door.admin.set_status(kind, entity_id, status)
     await (door.poll() if way == "feed" else door.publish(kind, entity_id))
 
-    await refused(door, error)
+    await door.refuse(error)
 
     assert door.metrics.revocation_invalidate_total.labels().read() == [1.0]
     if status is not None:
@@ -235,149 +225,15 @@ async def test_limits_are_known_as_they_are_set(door: Door) -> None:
     assert (principal.org_rpm, principal.agent_rpm) == (7, 3)
 
 
-async def revoke(door: Door) -> None:
-    await door.admin.revoke_token(door.tenant.token_id)
-    await door.poll()
-
-
-async def test_a_fill_that_read_before_a_change_never_lands_after_it(door: Door) -> None:
-    door.reader.reads.shut()
-    fill = start(door.enter())
-    await door.reader.reads.reached()
-    await revoke(door)
-    door.reader.reads.open()
-
-    with pytest.raises(InvalidToken):
-        await fill
-    assert door.reader.reads.count == 2
-    assert entry_of(door) is None
-
-
-async def test_a_fill_that_read_before_a_reset_is_read_again(door: Door) -> None:
-    door.reader.reads.shut()
-    fill = start(door.enter())
-    await door.reader.reads.reached()
-    door.follower._reset()
-    door.reader.reads.open()
-
-    assert (await fill).org_id == door.tenant.org_id
-    assert door.reader.reads.count == 2
-
-
-async def test_what_keeps_changing_while_it_is_read_cannot_be_checked(door: Door) -> None:
-    door.reader.reads.shut()
-    fill = start(door.enter())
-    for count in (1, 2, 3):
-        await door.reader.reads.reached(count)
-        door.follower.take("organization", door.tenant.org_id)
-        door.reader.reads.open()
-        door.reader.reads.shut()
-
-    with pytest.raises(ServiceDegraded):
-        await fill
-    assert entry_of(door) is None
-
-
-async def test_a_reread_that_read_before_a_change_never_lands_after_it(door: Door) -> None:
-    await door.enter()
-    entry_of(door).read_at -= 25
-    door.reader.rereads.shut()
-    reread = start(door.authenticator._rereader.reread_due())
-    await door.reader.rereads.reached()
-    await revoke(door)
-    door.reader.rereads.open()
-    await reread
-
-    assert entry_of(door).is_void
-    await refused(door, InvalidToken)
-
-
-async def test_a_neighbours_fill_that_read_before_a_change_does_not_serve(door: Door) -> None:
-    await door.enter()
-    payload = door.shared.pop()
-    await revoke(door)
-    await refused(door, InvalidToken)
-    door.authenticator.take_shared(payload)
-
-    assert entry_of(door).is_void
-    door.authenticator._refusals.forget(None)
-    await refused(door, InvalidToken)
-
-
-async def test_a_neighbours_fill_is_as_good_as_ones_own(door: Door) -> None:
-    await door.enter()
-    payload = door.shared.pop()
-    door.authenticator._cache.drop(next(iter(door.authenticator._cache._entries)))
-    door.authenticator.take_shared(payload)
-    await door.relay.stop()
-
-    assert (await door.enter()).was_cached
-    assert door.tenant.bearer.encode() not in payload
-
-
-async def test_a_neighbours_fill_replaces_nothing_newer_and_what_is_unreadable_is_left(door: Door) -> None:
-    await door.enter()
-    entry = entry_of(door)
-    fill = decode_fill(door.shared.pop())
-    for payload in (encode_fill(fill.credential, fill.read_at - 1), b"", b"\x91\x01", b"junk"):
-        door.authenticator.take_shared(payload)
-    assert entry_of(door) is entry
-
-    door.authenticator.take_shared(encode_fill(fill.credential, now()))
-    assert entry_of(door) is not entry
-
-    door.authenticator._cache.drop(next(iter(door.authenticator._cache._entries)))
-    door.authenticator.take_shared(encode_fill(fill.credential, now() - KNOWN_SECONDS - 1))
-    assert entry_of(door) is None
-
-
-async def test_everybody_who_wants_the_same_look_up_shares_it_and_the_strangers_place(door: Door) -> None:
-    door.reader.reads.shut()
-    entering = [start(door.enter(address=KNOWN)) for _ in range(500)]
-    await door.reader.reads.reached()
-    door.reader.reads.open()
-
-    assert {principal.org_id for principal in await asyncio.gather(*entering)} == {door.tenant.org_id}
-    assert door.reader.reads.count == 1
-
-
-async def test_a_client_that_hangs_up_stops_the_look_up_for_nobody(door: Door) -> None:
-    door.reader.reads.shut()
-    first, second = start(door.enter()), start(door.enter())
-    await door.reader.reads.reached()
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    door.reader.reads.open()
-
-    assert (await second).org_id == door.tenant.org_id
-    assert door.reader.reads.count == 1
-
-
-async def test_a_look_up_that_fails_with_nobody_left_to_tell_is_not_reported_as_lost(door: Door) -> None:
-    lost: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
-    door.relay.hold()
-    fill = start(door.enter())
-    await asyncio.sleep(0.05)
-    fill.cancel()
-    await asyncio.gather(fill, return_exceptions=True)
-    await door.relay.stop()
-    await eventually(lambda: all(task.get_name() != "credential fill" for task in asyncio.all_tasks()))
-    del fill  # its traceback holds the look-up
-    gc.collect()
-
-    assert lost == []
-
-
 async def test_what_was_refused_is_looked_up_again_once_it_changes(
     door: Door, postgres_database: PostgresDatabase
 ) -> None:
     org = door.tenant.org_id
-    await revoke(door)
-    await refused(door, InvalidToken)
+    await door.revoke()
+    await door.refuse(InvalidToken)
     agent = uuid4()
     _, bearer = await door.admin.mint_token(org)
-    await refused(door, AgentNotAuthorized, bearer, agent)
+    await door.refuse(AgentNotAuthorized, bearer, agent)
     owner = await asyncpg.connect(postgres_database.admin_dsn)
     try:
         await owner.execute("update ibex_core.tokens set revoked_at = null where token_id = $1", door.tenant.token_id)
@@ -394,11 +250,11 @@ async def test_made_up_agents_of_a_good_token_cost_one_look_up_each_and_no_stran
     await door.enter()
     reads = door.reader.reads.count
     for _ in range(20):
-        await refused(door, AgentNotAuthorized, agent=uuid4())
-        await refused(door, MissingAgentId, agent="")
+        await door.refuse(AgentNotAuthorized, agent=uuid4())
+        await door.refuse(MissingAgentId, agent="")
 
     assert door.reader.reads.count == reads + 21
-    assert entry_of(door).credential.agent_id == door.tenant.agent_id
+    assert door.entry.credential.agent_id == door.tenant.agent_id
     assert len(door.authenticator._cache._entries) == 1
 
 
@@ -450,21 +306,32 @@ async def test_a_postgres_outage_stops_nobody_who_is_known_and_lets_nobody_else_
         await door.relay.stop()
 
     assert (await door.enter()).was_cached
-    await refused(door, ServiceDegraded, stranger)
+    await door.refuse(ServiceDegraded, stranger)
     door.grow_old()
-    entry_of(door).read_at -= 600
+    door.entry.read_at -= 600
     assert (await door.enter()).was_cached
-    await refused(door, ServiceDegraded, stranger)
+    await door.refuse(ServiceDegraded, stranger)
 
     await door.publish("token", door.tenant.token_id)
-    await refused(door, ServiceDegraded)
+    await door.refuse(ServiceDegraded)
 
 
 async def test_hearing_neither_store_stops_everybody(door: Door) -> None:
     await door.enter()
     await door.lose_postgres()
 
-    await refused(door, ServiceDegraded)
+    await door.refuse(ServiceDegraded)
+
+
+async def test_nobody_is_let_in_on_the_word_of_a_server_whose_changes_are_not_heard(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await door.hear_redis()
+    monkeypatch.setattr(changes, "_POLL", changes._POLL.replace("pg_is_in_recovery()", "true"))
+    door.grow_old()
+
+    await door.refuse(ServiceDegraded)
+    assert door.reader.reads.count == 0
 
 
 async def test_a_loop_that_stood_still_hears_what_it_missed_before_it_serves(door: Door) -> None:
@@ -472,7 +339,7 @@ async def test_a_loop_that_stood_still_hears_what_it_missed_before_it_serves(doo
     await door.admin.revoke_token(door.tenant.token_id)
     door.grow_old()
 
-    await refused(door, InvalidToken)
+    await door.refuse(InvalidToken)
 
 
 async def test_a_read_that_postgres_refuses_cannot_be_checked(door: Door, postgres_database: PostgresDatabase) -> None:
@@ -480,7 +347,7 @@ async def test_a_read_that_postgres_refuses_cannot_be_checked(door: Door, postgr
     await owner.execute("revoke select on ibex_core.tokens from ibex_app")
     await owner.close()
 
-    await refused(door, ServiceDegraded)
+    await door.refuse(ServiceDegraded)
 
 
 async def test_no_entry_outlives_its_token(door: Door) -> None:
@@ -492,137 +359,17 @@ async def test_no_entry_outlives_its_token(door: Door) -> None:
     await asyncio.sleep(0.5)
     reads = door.reader.reads.count
 
-    await refused(door, InvalidToken, bearer)
+    await door.refuse(InvalidToken, bearer)
     assert door.reader.reads.count == reads + 1, "an expired token takes the time of any other that is refused"
 
 
 async def test_an_expired_token_is_not_told_apart_while_postgres_is_away(door: Door) -> None:
     await door.hear_redis()
     await door.enter()
-    entry_of(door).expires_at = now()
+    door.entry.expires_at = now()
     await door.lose_postgres()
 
-    await refused(door, ServiceDegraded)
-
-
-def spoil(entry: Entry) -> None:
-    entry.is_void = True
-
-
-def age(entry: Entry) -> None:
-    entry.read_at -= 21
-
-
-@pytest.mark.parametrize("change", [spoil, age])
-async def test_entries_in_use_are_read_again_before_they_are_old(door: Door, change: Callable[[Entry], None]) -> None:
-    await door.enter()
-    entry = entry_of(door)
-    await door.authenticator._rereader.reread_due()
-    assert door.reader.rereads.count == 0
-    change(entry)
-    before = now()
-
-    await door.authenticator._rereader.reread_due()
-
-    assert entry_of(door).read_at >= before
-    assert entry_of(door).used_at == entry.used_at
-    await door.relay.stop()
-    assert (await door.enter()).was_cached
-
-
-async def test_a_reread_finds_what_no_feed_has_told(door: Door) -> None:
-    await door.enter()
-    age(entry_of(door))
-    await door.admin.revoke_token(door.tenant.token_id)
-
-    await door.authenticator._rereader.reread_due()
-
-    assert entry_of(door) is None
-    await refused(door, InvalidToken)
-
-
-async def test_rereads_bring_nothing_back_and_leave_the_order_of_use(door: Door) -> None:
-    tokens = [(await door.admin.mint_token(door.tenant.org_id))[1] for _ in range(3)]
-    for bearer in tokens:
-        await door.enter(bearer)
-    cache = door.authenticator._cache
-    first, second, third = cache._entries
-    for key in (first, second):
-        age(cache._entries[key])
-    door.reader.rereads.shut()
-    reread = start(door.authenticator._rereader.reread_due())
-    await door.reader.rereads.reached()
-    cache.drop(second)
-    door.reader.rereads.open()
-    await reread
-
-    assert list(cache._entries) == [first, third]
-
-
-async def test_while_postgres_is_away_entries_stay_as_they_are(door: Door) -> None:
-    await door.enter()
-    entry = entry_of(door)
-    age(entry)
-    await door.lose_postgres()
-
-    await door.authenticator._rereader.reread_due()
-
-    assert entry_of(door) is entry
-
-
-async def test_the_rereads_outlive_a_refusal(
-    door: Door, postgres_database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ibex.pipeline.rereading.PAUSE_SECONDS", 0.02)
-    await door.enter()
-    age(entry_of(door))
-    owner = await asyncpg.connect(postgres_database.admin_dsn)
-    await owner.execute("revoke select on ibex_core.tokens from ibex_app")
-    door.tasks.append(start(door.authenticator.reread_forever()))
-    await asyncio.sleep(0.1)
-    assert door.authenticator._rereader._is_failing
-    await owner.execute("grant select on ibex_core.tokens to ibex_app")
-    await owner.close()
-
-    await door.reader.rereads.reached()
-
-
-async def test_who_is_not_seen_for_a_quarter_of_an_hour_is_no_longer_known(door: Door) -> None:
-    await door.enter()
-    entry_of(door).used_at -= KNOWN_SECONDS + 1
-
-    assert not (await door.enter()).was_cached
-    entry_of(door).used_at -= KNOWN_SECONDS + 1
-    await door.authenticator._rereader.reread_due()
-    assert entry_of(door) is None
-
-
-async def test_use_is_told_to_the_neighbours_and_noted_in_postgres_once_a_minute(
-    door: Door, postgres_database: PostgresDatabase
-) -> None:
-    async def last_used() -> Any:
-        owner = await asyncpg.connect(postgres_database.admin_dsn)
-        try:
-            return await owner.fetchval(
-                "select last_used_at from ibex_core.tokens where token_id = $1", door.tenant.token_id
-            )
-        finally:
-            await owner.close()
-
-    await door.enter()
-    door.shared.clear()
-    for _ in range(2):
-        age(entry_of(door))
-        await door.authenticator._rereader.reread_due()
-        assert len(door.shared) == 1
-    noted = await last_used()
-    assert noted is not None
-
-    entry_of(door).used_at -= 62
-    entry_of(door).told_at -= 61
-    age(entry_of(door))
-    await door.authenticator._rereader.reread_due()
-    assert len(door.shared) == 1, "not used since"
+    await door.refuse(ServiceDegraded)
 
 
 async def test_the_cache_is_bounded(door: Door) -> None:
