@@ -21,7 +21,6 @@ OVERHEAD_P99_MS = 20.0
 ADDED_FIRST_BYTE_P99_MS = 5.0
 FAILURE_SHARE = 0.001
 MEMORY_GROWTH = 0.2
-_SATURATED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +91,13 @@ def _judge_overhead(result: Result, _measured: Outcome) -> Iterator[Check]:
 def _judge_saturation(result: Result, measured: Outcome) -> Iterator[Check]:
     nginx = result.find(NGINX)
     if nginx is not None:
-        capacity, how = _capacity(nginx)
-        yield Check("answers a second", measured.throughput, "≥", capacity / NGINX_SHARE, "/s", f"1/6 of nginx {how}")
+        used = "" if nginx.cpu_share is None else f", which used {nginx.cpu_share:.0%} of its core"
+        limit = nginx.throughput / NGINX_SHARE
+        yield Check("answers a second", measured.throughput, "≥", limit, "/s", f"1/6 of nginx{used}")
     yield Check("worker's processor time", measured.cpu_us_per_request, "≤", CPU_US_PER_REQUEST, "µs a request")
     if measured.throughput:
         limit = 2.5 * result.plan.users / measured.throughput * 1e3
         yield Check("p99", measured.latency.quantile(0.99) * 1e3, "≤", limit, "ms", "2.5 × users ÷ throughput")
-
-
-def _capacity(nginx: Outcome) -> tuple[float, str]:
-    """What nginx can do: what it did when its core was full, else what its processor time a request says."""
-    if nginx.cpu_share is None or nginx.cpu_us_per_request is None or nginx.cpu_share >= _SATURATED:
-        return nginx.throughput, "as measured"
-    return 1e6 / nginx.cpu_us_per_request, "by its processor time: the load ended before nginx did"
 
 
 def _judge_stream(result: Result, measured: Outcome) -> Iterator[Check]:
