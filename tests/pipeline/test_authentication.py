@@ -276,6 +276,7 @@ async def test_strangers_run_out_of_places_and_callers_known_good_never_meet_tha
     assert (await door.enter(address=KNOWN)).org_rpm == 9
     agent = (await door.admin.register_agent(door.tenant.org_id, "new"))["agent_id"]
     assert (await door.enter(agent=agent, address=KNOWN)).agent_id == agent
+    assert list(door.authenticator._gate._buckets) == [KNOWN, str(door.tenant.token_id)]
 
 
 async def test_a_wrong_secret_of_a_known_token_is_a_stranger(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
