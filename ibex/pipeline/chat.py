@@ -21,7 +21,7 @@ from ibex.pipeline.rate_limiting import RateLimiter
 from ibex.pipeline.recording import OpenTurn, TurnFacts
 from ibex.pipeline.reply import Call, Reply
 from ibex.pipeline.routing import Router
-from ibex.pipeline.sessions import choose_session
+from ibex.pipeline.sessions import check_session, choose_session
 from ibex.pipeline.tenancy import check_path_organization
 from ibex.providers.base import Provider, ProviderCall, ProviderReply
 from ibex.providers.events import event_data
@@ -93,6 +93,7 @@ class ChatPipeline:
             raise ValidationFailed(
                 "`Idempotency-Key` must be 1–256 printable ASCII characters.", param="Idempotency-Key"
             )
+        check_session(exchange.call.session_id)  # a replay has the first one's; what is malformed is refused all the same
         bearer = read_bearer(exchange.call.authorization)
         digest = sha256(body).digest()
         claim = await self.idempotency.claim(exchange.principal, key, bearer, digest, mint_turn_id())

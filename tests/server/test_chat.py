@@ -227,6 +227,24 @@ async def test_an_idempotency_key_is_not_taken_for_another_body_and_is_freed_by_
     assert json.loads(content)["error"]["code"] == "IDEMPOTENCY_KEY_REUSE"
 
 
+async def test_a_malformed_session_is_refused_where_a_reply_could_be_replayed_too(edge: Edge) -> None:
+    await edge.chat(headers={"Idempotency_Key": "k"})
+
+    for malformed in ("", "a b", "x" * 65):
+        status, _, content = await edge.chat(headers={"Idempotency_Key": "k", "X_IBEX_Session_ID": malformed})
+        assert (status, json.loads(content)["error"]["param"]) == (400, "X-IBEX-Session-ID")
+
+
+async def test_an_upstream_that_refuses_to_tell_usage_is_asked_for_it_once(edge: Edge) -> None:
+    for _ in range(3):
+        status, _, content = await edge.chat(stream=True, sandbox={"refuse_stream_options": True})
+        assert (status, content.endswith(b"data: [DONE]\n\n")) == (200, True)
+
+    asked = ["stream_options" in json.loads(request.body) for request in edge.sandbox.requests]
+    assert asked == [True, False, False, False]
+    assert [(turn.attempts, turn.usage_source) for turn in edge.turns()] == [(2, "none"), (1, "none"), (1, "none")]
+
+
 @pytest.mark.parametrize("edge", [{"journal_min_free_bytes": 1 << 60}], indirect=True)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_journal_that_takes_no_turn_refuses_before_forwarding(edge: Edge, stream: bool) -> None:
