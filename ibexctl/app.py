@@ -14,7 +14,9 @@ from ibexctl import (
     audit,
     directives,
     identity,
+    journal,
     migrate,
+    reconcile,
     reload,
     serve,
     sessions,
@@ -74,6 +76,7 @@ def version() -> Answer:
 serve.register(app)
 status.register(app)
 reload.register(app)
+reconcile.register(app)
 smoke.register(app)
 bench.register(app)
 app.add_typer(settings.app, name="config")
@@ -86,6 +89,7 @@ app.add_typer(directives.app, name="directive")
 app.add_typer(sessions.app, name="session")
 app.add_typer(audit.app, name="audit")
 app.add_typer(traces.app, name="trace")
+app.add_typer(journal.app, name="journal")
 
 
 def main() -> NoReturn:

@@ -1,7 +1,6 @@
 """The recorder: one process a node that takes finished turns from the journal to Postgres and ClickHouse."""
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from ibex.errors import StoreUnavailable
 from ibex.recorder.backlog import Backlog
 from ibex.recorder.delivery import Delivery, slowest_position
 from ibex.recorder.ledger import Ledger
+from ibex.recorder.lock import lock_journal
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
@@ -124,19 +124,13 @@ async def _deliver(delivery: Delivery, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def _sole_recorder(directory: Path, stop: asyncio.Event) -> AsyncIterator[bool]:
     """Hold the journal's recorder lock, which dies with the process; False when stopped before it was free."""
-    fd = os.open(directory / "recorder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while (fd := lock_journal(directory)) is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _LOCK_POLL_SECONDS)
+        if stop.is_set():
+            yield False
+            return
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _LOCK_POLL_SECONDS)
-                if stop.is_set():
-                    yield False
-                    return
-            else:
-                yield True
-                return
+        yield True
     finally:
         os.close(fd)

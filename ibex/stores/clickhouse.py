@@ -14,6 +14,16 @@ from clickhouse_connect.datatypes.registry import get_from_name
 from ibex.domain.identity import AgentId, OrgId
 from ibex.domain.turns import Turn
 from ibex.stores.clickhouse_client import ClickHouse, ClickHouseAddress, translated
+from ibex.stores.tallies import (
+    IN_PERIOD,
+    LEAVES_CHECKPOINT,
+    TRACE_TALLY,
+    Period,
+    StoredTurn,
+    StoredTurns,
+    Tallies,
+    Tally,
+)
 
 Traces: TypeAlias = list[dict[str, Any]]
 """Rows whose keys are `TRACE_COLUMNS`; times are aware datetimes in UTC."""
@@ -195,6 +205,27 @@ class TraceStore:
             (by, *_STATS), org_ids, condition, parameters, rest=f"group by {by} order by turns desc, {by}"
         )
         return [{name.replace("token_sum", "tokens"): _number(value) for name, value in row.items()} for row in rows]
+
+    async def tally(self, org_ids: Sequence[OrgId], period: Period) -> Tallies:
+        """The traces of these organizations whose endings leave a checkpoint, minute by minute."""
+        rows = await self._select(
+            TRACE_TALLY,
+            org_ids,
+            f"{LEAVES_CHECKPOINT} and {IN_PERIOD}",
+            {"since": period.since, "until": period.until},
+            rest="group by minute, org_id",
+        )
+        return [Tally(*(row.values())) for row in rows]
+
+    async def find_turns(self, org_id: OrgId, period: Period) -> StoredTurns:
+        """Such traces of one organization, one by one: a turn that was stored twice is in it twice."""
+        rows = await self._select(
+            StoredTurn._fields,
+            [org_id],
+            f"{LEAVES_CHECKPOINT} and {IN_PERIOD}",
+            {"since": period.since, "until": period.until},
+        )
+        return [StoredTurn(**row) for row in rows]
 
     async def _select(
         self,

@@ -27,6 +27,7 @@ from ibex.stores.session_statements import (
     checkpoint_columns,
     session_columns,
 )
+from ibex.stores.tallies import FIND_CHECKPOINTS, TALLY_CHECKPOINTS, Period, StoredTurn, StoredTurns, Tallies, Tally
 
 MAX_BATCH = 1000
 """The most turns of one transaction."""
@@ -111,6 +112,17 @@ class SessionStore:
         async with self._postgres.transaction(timeout=30, operation="list_sessions") as connection:
             rows = await connection.fetch(LIST_SESSIONS, org_id, agent_id, status, limit)
         return [plain(row) for row in rows]
+
+    async def tally(self, period: Period) -> Tallies:
+        """Every organization's checkpoints, minute by minute, as the owner sees them."""
+        async with self._postgres.transaction(timeout=60, operation="tally_checkpoints") as connection:
+            return [Tally(**row) for row in await connection.fetch(TALLY_CHECKPOINTS, period.since, period.until)]
+
+    async def find_turns(self, org_id: OrgId, period: Period) -> StoredTurns:
+        """The checkpoints of an organization one by one, as the owner sees them."""
+        async with self._postgres.transaction(timeout=30, operation="find_checkpoints") as connection:
+            rows = await connection.fetch(FIND_CHECKPOINTS, org_id, period.since, period.until)
+        return [StoredTurn(**row) for row in rows]
 
     async def _record_batch(self, batch: list[Turn], result: RecordResult) -> None:
         for attempt in range(_ATTEMPTS):
