@@ -8,6 +8,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
 TESTS ?= tests
 BENCH ?= overhead
 
@@ -23,9 +24,13 @@ e2e-smoke: $(INSTALLED) ## Ask a running ibex for a completion and check what it
 	@PATH="$(abspath $(BIN)):$$PATH" infra/scripts/e2e_smoke_p2.sh
 
 ##@ Check it
-.PHONY: test loadtest lint format types imports check
+.PHONY: test test-clients loadtest lint format types imports check
 test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=tests/stores for a part)
 	@$(BIN)/python -m pytest $(TESTS)
+
+test-clients: $(INSTALLED) $(CLIENTS)/.installed ## Drive ibex with other people's clients, from an environment of their own
+	@IBEX_TEST_PYTHON="$(abspath $(BIN)/python)" $(CLIENTS)/bin/python -m pytest \
+		--confcutdir=tests/clients -W ignore tests/clients # their warnings are theirs
 
 loadtest: $(INSTALLED) ## The gate: what ibex adds for 100 users at once, by locust (BENCH=saturation for another scenario)
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("locust") is None)' || { \
@@ -55,14 +60,15 @@ check: lint types imports test ## All of the above
 docs: $(INSTALLED) ## Write .env.example and the tables of docs/ from the code
 	@$(BIN)/python infra/scripts/write_reference.py
 
-lock: $(INSTALLED) ## Resolve pyproject.toml again into the two lock files
+lock: $(INSTALLED) ## Resolve pyproject.toml and the clients of the tests again into the lock files
 	@$(BIN)/uv pip compile $(LOCK_OPTIONS) --annotate --extra embedded --group dev -o requirements.lock pyproject.toml
 	@grep -om1 '^uv==[0-9.]*' requirements-uv.lock | \
 		$(BIN)/uv pip compile $(LOCK_OPTIONS) --no-annotate -o requirements-uv.lock -
-	@! grep -n '://' requirements.lock requirements-uv.lock || { echo 'make: a lock file names an address' >&2; exit 1; }
+	@$(BIN)/uv pip compile $(LOCK_OPTIONS) --annotate -o requirements-clients.lock tests/clients/requirements.in
+	@! grep -n '://' requirements*.lock || { echo 'make: a lock file names an address' >&2; exit 1; }
 
-clean: ## Remove .venv and every cache; data stays
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove both environments and every cache; data stays
+	rm -rf $(VENV) $(CLIENTS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-data: ## Remove the development data directory .ibex (stop ibex first)
@@ -76,6 +82,9 @@ clean-data: ## Remove the development data directory .ibex (stop ibex first)
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+INDEX := export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
+	[ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
 
 LOCK_OPTIONS := --quiet --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11
 
@@ -92,9 +101,13 @@ $(INSTALLED): requirements.lock requirements-uv.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@if [ -e $(BIN)/ibexctl ]; then echo 'Bringing $(VENV) up to the locks …'; \
 	 else echo "Installing $$(grep -c '^[a-z]' requirements.lock) locked packages; chdb alone is half a gigabyte, so this takes a while …"; fi
-	@export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
-	 [ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX; \
-	 $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+	@$(INDEX); $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
 	 $(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo 'ibex is installed: $(BIN)/ibexctl --help'
+
+# The clients need another OpenAI SDK than ibex's own tests, and nothing of ibex: hence a second environment.
+$(CLIENTS)/.installed: requirements-clients.lock | $(INSTALLED)
+	@$(INDEX); $(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLIENTS) && \
+	 $(BIN)/uv pip install --python $(CLIENTS)/bin/python --require-hashes -r requirements-clients.lock
+	@touch $@

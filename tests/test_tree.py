@@ -38,7 +38,7 @@ def test_the_layers_are_a_contract_that_names_every_module() -> None:
     } - {"__init__"}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-uv.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-uv.lock", "requirements-clients.lock"])
 def test_a_lock_has_a_hash_for_every_package_and_names_no_address(name: str) -> None:
     text = (ROOT / name).read_text()
 

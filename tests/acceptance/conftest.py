@@ -19,6 +19,9 @@ from ibex.domain.identity import DEV_AGENT_ID, DEV_ORG_ID, DEV_TOKEN
 START_SECONDS = 60
 STOP_SECONDS = 40
 
+PYTHON = os.environ.get("IBEX_TEST_PYTHON", sys.executable)
+"""An interpreter that has ibex: the clients' own environment (`make test-clients`) has none."""
+
 
 @dataclass
 class House:
@@ -41,7 +44,7 @@ class House:
     def ctl(self, *arguments: str, stdin: str | None = None) -> Any:
         """Run `ibexctl … --json` against this house; what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", "ibexctl", *arguments, "--json"],
+            [PYTHON, "-m", "ibexctl", *arguments, "--json"],
             env=self.environ,
             input=stdin,
             capture_output=True,
@@ -66,7 +69,7 @@ def start_house(data_dir: Path, **settings: str) -> House:
     environ |= {"IBEX_ENV_FILE": os.devnull, "IBEX_DATA_DIR": str(data_dir), "IBEX_ACCESS_LOG": "false", **settings}
     log = (data_dir / "server.log").open("a")
     process = subprocess.Popen(
-        [sys.executable, "-m", "ibexctl", "serve", "--port", "0", "--json"],
+        [PYTHON, "-m", "ibexctl", "serve", "--port", "0", "--json"],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=log,
