@@ -22,6 +22,16 @@ _STORES = ("postgres_dsn", "postgres_admin_dsn", "redis_url", "clickhouse_dsn")
 
 
 @contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block by its `finally`s; by default it ends the process without, and leaves children behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def own_server(*, has_quiet_log: bool = True, **overrides: Any) -> Iterator[tuple[str, Settings]]:
     """Its address and settings while it runs; afterwards it and its data are gone.
 
@@ -42,6 +52,7 @@ def own_server(*, has_quiet_log: bool = True, **overrides: Any) -> Iterator[tupl
         if has_quiet_log and settings.log_level == "info":
             settings = settings.model_copy(update={"log_level": "warning"})
         log = None if has_quiet_log else stack.enter_context((Path(directory) / "server.log").open("wb"))
+        stack.enter_context(ending_on_sigterm())
         note("Starting a server for this trial; that takes some seconds …")
         server = subprocess.Popen(
             [sys.executable, "-m", "ibexctl", "serve", "--json"],
@@ -51,8 +62,6 @@ def own_server(*, has_quiet_log: bool = True, **overrides: Any) -> Iterator[tupl
             stderr=log,
             text=True,
         )
-        # by default SIGTERM ends this process without a `finally`, and the server would be left behind
-        before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         try:
             try:
                 address = _address_of(server)
@@ -61,7 +70,6 @@ def own_server(*, has_quiet_log: bool = True, **overrides: Any) -> Iterator[tupl
                 raise
             yield address, settings
         finally:
-            signal.signal(signal.SIGTERM, before)
             _stop(server)
             find_home(DataDirectory(settings.data_dir)).remove()
 

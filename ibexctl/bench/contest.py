@@ -19,6 +19,7 @@ from ibexctl.bench.progress import Progress
 from ibexctl.bench.records import Records, count_records
 from ibexctl.bench.server_facts import describe_features, describe_server
 from ibexctl.output import note
+from ibexctl.trial import ending_on_sigterm, own_server
 
 if TYPE_CHECKING:
     from ibex.config import Settings
@@ -53,7 +54,7 @@ def run_contest(plan: Plan) -> Result:
     result = Result(plan=plan, at=datetime.now(UTC), machine=describe_machine(), cores=cores, outcomes=[])
     progress = Progress()
     measurement = Measurement(plan, progress)
-    with off_the_measured_cores(cores), running_provider(*_provider(plan)) as port:
+    with ending_on_sigterm(), off_the_measured_cores(cores), running_provider(*_provider(plan)) as port:
         upstream = Target("127.0.0.1", port)
         direct = Outcome(name=DIRECT, title="provider alone")
         result.outcomes.append(direct)
@@ -139,8 +140,6 @@ def _run_ibex(measurement: Measurement, result: Result, upstream: Target, progre
 
 @contextmanager
 def _server(plan: Plan, upstream: Target) -> "Iterator[tuple[str, Settings]]":
-    from ibexctl.trial import own_server
-
     overrides: dict[str, Any] = {
         "workers": plan.workers,
         "llm_mode": "live",

@@ -9,6 +9,7 @@ says `Tally`; a `Tick` each second between them. Tokens come by standard input, 
 import asyncio
 import contextlib
 import gc
+import os
 import ssl
 import sys
 import time
@@ -20,6 +21,7 @@ import msgspec
 import setproctitle
 import uvloop
 
+from ibex.server.process import die_with
 from ibexctl.bench.latency import Durations
 from ibexctl.bench.load import Load, Message, Tally, Tick, Warm
 
@@ -261,6 +263,7 @@ async def run(load: Load) -> None:
 def main() -> int:
     """The process's entry."""
     setproctitle.setproctitle("ibex: bench generator")
+    die_with(os.getppid())
     load = msgspec.json.decode(sys.stdin.buffer.readline(), type=Load)
     gc.set_threshold(50_000, 20, 20)
     try:

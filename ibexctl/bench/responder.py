@@ -8,6 +8,7 @@ at once; any other gets a completion after `--delay-ms`.
 
 import argparse
 import asyncio
+import os
 import re
 import signal
 import sys
@@ -17,6 +18,8 @@ import httptools
 import msgspec
 import setproctitle
 import uvloop
+
+from ibex.server.process import die_with
 
 _WANTS_STREAM: Final = re.compile(rb'"stream"\s*:\s*true').search
 _ID: Final = "chatcmpl-000000000000000000000000"
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=64)
     parser.add_argument("--gap-ms", type=float, default=5.0)
     setproctitle.setproctitle("ibex: bench provider")
+    die_with(os.getppid())
     uvloop.run(serve(parser.parse_args()))
 
 
