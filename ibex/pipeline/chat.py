@@ -93,7 +93,7 @@ class ChatPipeline:
             raise ValidationFailed(
                 "`Idempotency-Key` must be 1–256 printable ASCII characters.", param="Idempotency-Key"
             )
-        check_session(exchange.call.session_id)  # a replay has the first one's; what is malformed is refused all the same
+        check_session(exchange.call.session_id)  # a replay has the first one's, but what is malformed is never taken
         bearer = read_bearer(exchange.call.authorization)
         digest = sha256(body).digest()
         claim = await self.idempotency.claim(exchange.principal, key, bearer, digest, mint_turn_id())
