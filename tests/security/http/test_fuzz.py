@@ -20,7 +20,8 @@ WORDS = [
     b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:", b"Connection: close\r\n", b"Connection: keep-alive\r\n",
     b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"Expect: 100-continue\r\n", b"Content-Encoding: gzip\r\n",
     b"0\r\n", b"1\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"18446744073709551615\r\n", b"\r\n",
-    b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b"\x00", b":", b";", b"chunked", b",", b"{}", b"A: b\r\n", b"\xff", b"a" * 20_000,
+    b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b"\x00", b":", b";", b"chunked", b",", b"{}", b"A: b\r\n", b"\xff",
+    b"a" * 20_000,
 ]  # fmt: skip
 
 
