@@ -29,7 +29,7 @@ LINGER_SECONDS = 2.0
 """How long a client that is still sending may take to read why it is refused."""
 
 _OTHER_PROTOCOLS = (b" RTSP/1.0\r\n", b" ICE/1.0\r\n")
-"""The parser takes these for HTTP/1.0."""
+"""The parser takes these for HTTP/1.0. No JSON holds them: a line break ends them, and a string has none."""
 
 
 class EdgeProtocol(RequestHandler):
@@ -98,7 +98,7 @@ class EdgeProtocol(RequestHandler):
                 before[1].set_exception(ValidationFailed("The body is not framed as HTTP/1.1 demands."))
             return
         size = len(self._head) + len(data)
-        if size > MAX_HEAD_BYTES or message.version < (1, 1):
+        if size > MAX_HEAD_BYTES or message.version < (1, 1) or len(self._messages) > 1:
             fault = _find_fault_on_the_wire(bytes(self._head) + data)
             if fault is not None:
                 self._messages.pop()
@@ -189,12 +189,11 @@ def _translate(err_info: _ErrInfo) -> RequestError:
 
 
 def _find_fault_on_the_wire(received: bytes) -> RequestError | None:
-    """What only the bytes of a head show: its true size, and the protocol it names."""
+    """What only the bytes show: a head's true size, and the protocols that are named."""
     head = received.lstrip(b"\r\n")
     end = head.find(b"\r\n\r\n")
     if len(received) - len(head) + end > MAX_HEAD_BYTES:
         return HeadersTooLarge()
-    line_end = head.find(b"\r\n") + 2
-    if head[:line_end].endswith(_OTHER_PROTOCOLS):
+    if any(protocol in received for protocol in _OTHER_PROTOCOLS):
         return ValidationFailed("The request is not HTTP/1.1 or HTTP/1.0.")
     return None
