@@ -28,7 +28,7 @@ from ibexctl import (
 )
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
-from ibexctl.output import Answer, show, show_error
+from ibexctl.output import Answer, OutputFailed, show, show_error
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -94,11 +94,15 @@ app.add_typer(journal.app, name="journal")
 
 def main() -> NoReturn:
     """Run the command in the program's arguments and end the process with its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for as long as the process lives
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         _silence_stdout()
+        code = code or FAILED
     sys.exit(code)
 
 
@@ -112,8 +116,13 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return FAILED
+    except OutputFailed as error:
+        return _report_output(error)
     except Exception as error:  # noqa: BLE001  # the last stop: a person gets a message, never a traceback unasked
-        return _report(error, is_json=invocation.is_json)
+        try:
+            return _report(error, is_json=invocation.is_json)
+        except OutputFailed as failure:
+            return _report_output(failure)
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:
@@ -159,6 +168,12 @@ def _place_of(error: Exception) -> str:
     )
 
 
+def _report_output(error: OutputFailed) -> int:
+    _silence_stdout()
+    show_error(error.message, error.hint, is_json=False)
+    return FAILED
+
+
 def _report_usage(error: typer.TyperException, *, is_json: bool) -> int:
     message = error.format_message()
     ctx: typer.Context | None = getattr(error, "ctx", None)
@@ -182,11 +197,21 @@ _OS_HINTS = {
 def _hint(error: IbexError) -> str | None:
     if isinstance(error, OperatorError):
         return error.hint
-    if isinstance(error, StoreUnavailable):
-        return "Check that the store runs, and that the DSN it is reached by is right (the names are in .env.example)."
-    if isinstance(error, StoreRefused):
-        return "Check that its DSN is right, and by `ibexctl migrate status` that its schema is current."
+    if isinstance(error, StoreUnavailable | StoreRefused):
+        setting = next((name for store, name in _DSNS.items() if store in error.message), "its DSN")
+        more = "`ibexctl config check` tries every store."
+        if isinstance(error, StoreRefused):
+            more = "`ibexctl migrate status` shows whether its schema is current."
+        return f"Check that it runs, and that {setting} is right; {more}"
     return None
+
+
+_DSNS = {
+    "Postgres": "IBEX_POSTGRES_ADMIN_DSN (IBEX_POSTGRES_DSN for `serve`)",
+    "ClickHouse": "IBEX_CLICKHOUSE_DSN",
+    "Redis": "IBEX_REDIS_URL",
+}
+"""The settings by which commands reach a store that an error's message names."""
 
 
 def _is_debugging() -> bool:

@@ -2,12 +2,19 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import TextIO
 from uuid import UUID
+
+from ibex.errors import OperatorError
+
+
+class OutputFailed(OperatorError):
+    """Standard output could not be written; nothing more can be said there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +52,43 @@ class Answer:
 
 
 def show(answer: Answer, *, is_json: bool) -> None:
-    """Print an answer: the object alone on stdout, or its views."""
-    if is_json:
-        sys.stdout.write(encode(answer.data) + "\n")
-    else:
-        for view in answer.views or (Fields(answer.data),):
-            _show_view(view)
-    sys.stdout.flush()
+    """Print an answer: the object alone on stdout, or its views. Raises OutputFailed."""
+    with _writing():
+        if is_json:
+            sys.stdout.write(encode(answer.data) + "\n")
+        else:
+            for view in answer.views or (Fields(answer.data),):
+                _show_view(view)
+        sys.stdout.flush()
     if not is_json:
         for line in answer.notes:
             note(line)
 
 
 def show_error(message: str, hint: str | None, *, is_json: bool) -> None:
-    """Print what went wrong and what to do next: as the one JSON object, or on stderr."""
+    """Print what went wrong and what to do next: as the one JSON object, or on stderr. Raises OutputFailed."""
     if is_json:
-        sys.stdout.write(encode({"error": {"message": message, "hint": hint}}) + "\n")
-        sys.stdout.flush()
+        with _writing():
+            sys.stdout.write(encode({"error": {"message": message, "hint": hint}}) + "\n")
+            sys.stdout.flush()
         return
     first, *more = printable(message, keep_lines=True).splitlines() or [""]
     lines = [f"error: {first}", *(f"       {line}" for line in more)]
     if hint:
         lines.append(f" hint: {printable(hint)}")
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(
+            f"Standard output cannot be written: {error.strerror}.", hint="What the command did is done all the same."
+        ) from error
 
 
 def note(line: str) -> None:

@@ -46,7 +46,7 @@ class ClickHouseAddress:
         parts = urlsplit(dsn)
         interface = {"http": "http", "https": "https", "clickhouse": "http", "clickhouses": "https"}.get(parts.scheme)
         if interface is None or not parts.hostname:
-            raise ConfigurationError("The ClickHouse DSN must look like http://user:password@host:8123/database.")
+            raise ConfigurationError("IBEX_CLICKHOUSE_DSN must look like http://user:password@host:8123/database.")
         return cls(dsn, interface, unquote(parts.path.strip("/")) or DEFAULT_DATABASE)
 
     def __repr__(self) -> str:

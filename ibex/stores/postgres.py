@@ -1,6 +1,9 @@
 """A pool of Postgres connections as one role, and the one place where a driver's error becomes ibex's."""
 
 import asyncio
+import os
+import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -46,9 +49,22 @@ def translated() -> Iterator[None]:
             raise StoreRefused(f"Postgres cannot be sent this ({type(error).__name__}).") from None
         raise StoreUnavailable(f"Postgres is not available ({type(error).__name__}).") from error
     except OSError as error:
-        raise StoreUnavailable(f"Postgres cannot be reached ({type(error).__name__}).") from error
+        raise StoreUnavailable(f"Postgres cannot be reached: {_reason(error)}.") from error
     except asyncpg.InternalClientError as error:
         raise StoreUnavailable(f"Postgres is not available ({type(error).__name__}).") from error
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection, without the address: the words of asyncio quote it."""
+    match error:
+        case socket.gaierror():
+            return "its host name is unknown"
+        case ConnectionRefusedError():
+            return "nobody listens there"
+        case ssl.SSLError():
+            return "TLS failed"
+        case _:
+            return os.strerror(error.errno).lower() if error.errno else "none of its addresses answers"
 
 
 def is_content_error(error: BaseException) -> bool:
