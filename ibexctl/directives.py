@@ -24,7 +24,7 @@ Mode = Literal["system_first", "system_append", "user_prepend"]
 
 Agent = Annotated[UUID, typer.Argument(metavar="AGENT", parser=arguments.identifier, help="The agent's id.")]
 
-Version = Annotated[int | None, typer.Option("--version", min=1, help="Else: the one in force.")]
+Version = Annotated[int | None, typer.Option("--version", metavar="N", min=1, help="Else: the one in force.")]
 
 _AN_AGENT = "00000000-0000-0000-0000-000000000003"
 _EXAMPLE = """\
@@ -36,8 +36,10 @@ git show HEAD:directive.txt | ibexctl directive set 00000000-0000-0000-0000-0000
 @command(app, "set", example=_EXAMPLE)
 def set_directive(
     agent: Agent,
-    text: Annotated[str | None, typer.Option("--text", help="The directive itself.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A file that holds it; - is standard input.")] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="The directive itself.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="A file that holds it; - is standard input.")
+    ] = None,
     mode: Annotated[
         Mode,
         typer.Option("--mode", help="Before all system messages, after them, or in the first user message."),
@@ -77,8 +79,10 @@ def list_directives(agent: Agent) -> Answer:
 @command(app, "diff", example=f"ibexctl directive diff {_AN_AGENT} --from 1 --to 2")
 def compare_directives(
     agent: Agent,
-    old: Annotated[int, typer.Option("--from", min=1, help="The older version.")],
-    new: Annotated[int | None, typer.Option("--to", min=1, help="The newer version. Else: the one in force.")] = None,
+    old: Annotated[int, typer.Option("--from", metavar="N", min=1, help="The older version.")],
+    new: Annotated[
+        int | None, typer.Option("--to", metavar="N", min=1, help="The newer version. Else: the one in force.")
+    ] = None,
 ) -> Answer:
     """Show what changed between two versions, line by line."""
     from difflib import unified_diff
@@ -95,7 +99,8 @@ def compare_directives(
 
 @command(app, "rollback", example=f"ibexctl directive rollback {_AN_AGENT} --version 1")
 def roll_back_directive(
-    agent: Agent, version: Annotated[int, typer.Option("--version", min=1, help="The version to put in force again.")]
+    agent: Agent,
+    version: Annotated[int, typer.Option("--version", metavar="N", min=1, help="The version to put in force again.")],
 ) -> Answer:
     """Put an older version in force again."""
     in_force = change(lambda operator: operator.directives.roll_back(AgentId(agent), version))

@@ -31,10 +31,10 @@ AgentOption = Annotated[
 AgentFilter = Annotated[
     UUID | None, typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="Of this agent alone.")
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="At most so many.")]
 User = Annotated[UUID, typer.Argument(metavar="USER", parser=arguments.identifier, help="The user's id.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")]
-Rpm = Annotated[int, typer.Option("--rpm", min=1, max=1_000_000, help="Requests in any 60 s.")]
+Rpm = Annotated[int, typer.Option("--rpm", metavar="N", min=1, max=1_000_000, help="Requests in any 60 s.")]
 
 _A_USER = "00000000-0000-0000-0000-000000000002"
 _AN_AGENT = "00000000-0000-0000-0000-000000000003"
@@ -66,7 +66,7 @@ def show_org(org: Org) -> Answer:
 
 @command(organizations, "limit", example="ibexctl org limit acme --rpm 600")
 def limit_org(org: Org, rpm: Rpm, agent: AgentOption = None) -> Answer:
-    """Set how many requests a minute an organization, or one agent of it, may send."""
+    """Limit the requests of an organization, or of one agent of it, in any 60 s."""
 
     async def act(operator: "Operator") -> dict[str, Any]:
         org_id = await operator.directory.find_org(org)
@@ -143,7 +143,7 @@ def show_agent(agent: Agent) -> Answer:
 
 @command(agents, "limit", example=f"ibexctl agent limit {_AN_AGENT} --rpm 60")
 def limit_agent(agent: Agent, rpm: Rpm) -> Answer:
-    """Set how many requests a minute an agent may send, within its organization's limit."""
+    """Limit the requests of an agent in any 60 s, within its organization's limit."""
 
     async def act(operator: "Operator") -> dict[str, Any]:
         row = await operator.directory.show_agent(AgentId(agent))

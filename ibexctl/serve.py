@@ -27,12 +27,17 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     ctx: typer.Context,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (IBEX_HOST).")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (IBEX_HOST).")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one (IBEX_PORT).")
+        int | None,
+        typer.Option(
+            "--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one (IBEX_PORT)."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=128, help="Worker processes (IBEX_WORKERS).")
+        int | None, typer.Option("--workers", metavar="N", min=1, max=128, help="Worker processes (IBEX_WORKERS).")
     ] = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM.

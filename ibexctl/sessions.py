@@ -61,7 +61,9 @@ def show_session(
         UUID,
         typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="The agent whose session it is."),
     ],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many checkpoints. Else: all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many checkpoints. Else: all.")
+    ] = None,
 ) -> Answer:
     """Show a session and its checkpoints, oldest first."""
 

@@ -12,7 +12,7 @@ from ibexctl.serve import display_dsn
 if TYPE_CHECKING:
     from ibex.config import Origin, Settings
 
-app = group("Configuration: every setting, where it came from, and whether it works.")
+app = group("Settings: what they are, and whether they work.")
 
 _MASK = "**********"
 _ADDRESSES = ("_dsn", "_url", "_proxy", "_endpoint")

@@ -92,21 +92,25 @@ def register(app: typer.Typer) -> None:
 
 def smoke(
     addr: Annotated[
-        str, typer.Option("--addr", envvar="IBEX_PROXY_ADDR", help="Where the proxy listens.")
+        str, typer.Option("--addr", metavar="URL", envvar="IBEX_PROXY_ADDR", help="Where the proxy listens.")
     ] = "http://localhost:8080",
     agent: Annotated[
-        str, typer.Option("--agent", envvar="IBEX_DEV_AGENT_ID", help="The agent to act as.", show_default=True)
+        str,
+        typer.Option(
+            "--agent", metavar="AGENT", envvar="IBEX_DEV_AGENT_ID", help="The agent to act as.", show_default=True
+        ),
     ] = str(DEV_AGENT_ID),
     token: Annotated[
         str,
         typer.Option(
             "--token",
+            metavar="TOKEN",
             envvar="IBEX_DEV_TOKEN",
             help="The bearer; better given by its variable, since arguments are for everybody here to read.",
             show_default="the development token",
         ),
     ] = DEV_TOKEN,
-    model: Annotated[str, typer.Option("--model", help="The model to ask.")] = "gpt-4o-mini",
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model to ask.")] = "gpt-4o-mini",
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Start a server of its own against the sandbox, and stop it after.")
     ] = False,

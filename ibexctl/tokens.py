@@ -64,7 +64,7 @@ def mint(
             help=f"One of {', '.join(PERMISSION_SETS)}, or permissions joined by +.",
         ),
     ] = arguments.DEFAULT_PERMISSIONS,  # type: ignore[assignment]  # typer parses the default as it does a value
-    name: Annotated[str, typer.Option("--name", help="What the token is for.")] = "token",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the token is for.")] = "token",
 ) -> Answer:
     """Mint a token. It is shown once, now: ibex keeps only its digest."""
 

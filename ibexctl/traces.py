@@ -51,7 +51,9 @@ _BAR_WIDTH = 48
 def list_traces(
     org: OrgFilter = None,
     agent: AgentFilter = None,
-    session: Annotated[str | None, typer.Option("--session", help="Of this session alone (its client's id).")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="SESSION", help="Of this session alone (its client's id).")
+    ] = None,
     limit: Limit = 50,
 ) -> Answer:
     """List traces, newest first."""

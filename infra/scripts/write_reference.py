@@ -1,4 +1,4 @@
-"""Write what the documents say of settings, metrics, errors and modules from the code that defines them.
+"""Write what the documents say of settings, metrics, errors, commands and modules from the code that defines them.
 
 `.env.example` is written whole; in docs/ only the part between the two `generated` markers. With `--check` nothing is
 written: the exit status is 1 and the stale files are named when one of them differs.
@@ -8,6 +8,8 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import command_line  # the module beside this one
 
 from ibex.config import Secret, Settings, environment_names, is_secret
 from ibex.errors import RequestError
@@ -142,6 +144,7 @@ def main(arguments: list[str]) -> int:
         ("configuration.md", settings_tables()),
         ("metrics.md", metrics_table()),
         ("errors.md", errors_table()),
+        ("cli.md", command_line.describe()),
         ("architecture.md", module_list()),
     ):
         wanted[docs / name] = with_generated(docs / name, text)
