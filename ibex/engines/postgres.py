@@ -18,7 +18,7 @@ from ibex.engines import postgres_home
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.engine import Child, Engine
 from ibex.engines.postgres_home import PostgresHome
-from ibex.engines.processes import find_processes, running_program
+from ibex.engines.processes import ProcessIdentity, find_processes, running_program
 from ibex.errors import EngineFailed
 
 OWNER, APPLICATION, SUPERUSER = "ibex_owner", "ibex_app", "postgres"
@@ -172,10 +172,7 @@ class PostgresEngine(Engine):
     # After a crash
 
     async def _clear_after_crash(self) -> None:
-        """End the backends of a killed PostgreSQL, and remove its pid files when its pid is another process's now.
-
-        Their busiest may outlive it for long. And with its pid taken, PostgreSQL takes itself for running and refuses.
-        """
+        """End the backends of a killed PostgreSQL, the busiest of which may outlive it for long, and unlock its data."""
         deadline = time.monotonic() + 10
         while left := find_processes("postgres", self.home.data):
             for pid in left:
@@ -185,8 +182,12 @@ class PostgresEngine(Engine):
         socket_lock = self.home.sockets / ".s.PGSQL.5432.lock"
         for file in (self.home.data / "postmaster.pid", socket_lock):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                if running_program(int(file.read_text().split()[0])) is not None:
-                    file.unlink()
+                pid = int(file.read_text().split()[0])
+                for _ in range(100):  # a process that is dying has no program any more
+                    if _is_free(pid):
+                        file.unlink()
+                        break
+                    await asyncio.sleep(0.05)
 
     # Programs
 
@@ -210,6 +211,14 @@ class PostgresEngine(Engine):
             raise
         if code != 0:
             raise self._failure(child.last_words() or f"{Path(command[0]).name} ended with {code}")
+
+
+def _is_free(pid: int) -> bool:
+    """Whether a pid that was a PostgreSQL's, of which none is left, is nobody's, a zombie's or another program's.
+
+    PostgreSQL takes itself for running, and refuses to start, while anything has it, and nobody may ever reap a zombie.
+    """
+    return ProcessIdentity.of(pid) is None or running_program(pid) is not None
 
 
 def _escape(value: str) -> str:

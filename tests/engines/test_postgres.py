@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import subprocess
 from collections.abc import Iterator
 
 import asyncpg
@@ -94,15 +95,20 @@ async def test_a_failure_is_told_in_its_own_words(cluster: EmbeddedEngines) -> N
         control.with_suffix(".away").rename(control)
 
 
-async def test_a_pid_file_naming_another_process_does_not_keep_it_down(cluster: EmbeddedEngines) -> None:
+@pytest.mark.parametrize("is_zombie", [False, True])
+async def test_a_pid_file_naming_another_process_does_not_keep_it_down(
+    cluster: EmbeddedEngines, is_zombie: bool
+) -> None:
     home = home_of(cluster)
     async with cluster:
         content = (home.data / "postmaster.pid").read_text().splitlines()
     left = home.data / "postmaster.pid"
-    left.write_text("\n".join([str(os.getpid()), *content[1:]]) + "\n")
-    home.own(left)
-    async with cluster:
-        assert cluster.engines[0].pid is not None
+    with subprocess.Popen(["true"]) as zombie:  # noqa: ASYNC220 - until it is waited for, which is at the block's end
+        pid = zombie.pid if is_zombie else os.getpid()
+        left.write_text("\n".join([str(pid), *content[1:]]) + "\n")
+        home.own(left)
+        async with cluster:
+            assert cluster.engines[0].pid is not None
 
 
 async def test_a_crash_while_the_cluster_is_made_leaves_nothing_half_done(engines: EmbeddedEngines) -> None:
