@@ -16,6 +16,7 @@ from ibex.engines.addresses import resolve_addresses
 from ibex.errors import IbexError
 from ibex.stores.clickhouse import TraceStore
 from tests.acceptance.conftest import House
+from tests.chaos.conftest import ChaosHouse
 from tests.chaos.load import End, Sight
 
 Row = Mapping[str, Any]
@@ -51,11 +52,8 @@ async def read_books(settings: Settings) -> Books:
         await traces.close()
 
 
-async def settle(house: House, sights: list[Sight], *, others: int = 0, within: float = 30.0) -> Books:
-    """Wait until the stores have all that the clients saw; fail with what is wrong when they never do.
-
-    `others`: so many checkpoints are of requests that nobody noted.
-    """
+async def settle(house: ChaosHouse, *, within: float = 30.0) -> Books:
+    """Wait until the stores have all that the clients saw; fail with what is wrong when they never do."""
     settings = settings_of(house)
     faults: list[str] = ["the stores could not be read"]
     try:
@@ -66,7 +64,7 @@ async def settle(house: House, sights: list[Sight], *, others: int = 0, within: 
                 except (IbexError, OSError, asyncpg.PostgresError):
                     pass
                 else:
-                    faults = find_faults(sights, books, others)
+                    faults = find_faults(house.sights, books, house.unnoted)
                     if not faults:
                         return books
                 await asyncio.sleep(0.25)
@@ -74,14 +72,17 @@ async def settle(house: House, sights: list[Sight], *, others: int = 0, within: 
         raise AssertionError(f"{len(faults)} faults:\n" + "\n".join(faults[:20])) from None
 
 
-def find_faults(sights: list[Sight], books: Books, others: int = 0) -> list[str]:
-    """Everything in which the stores differ from what was seen, or from each other."""
+def find_faults(sights: list[Sight], books: Books, unnoted: int) -> list[str]:
+    """Everything in which the stores differ from what was seen, or from each other.
+
+    `unnoted`: so many checkpoints are of requests that nobody noted.
+    """
     return [
         *_doubles("trace", books.traces, "turn_id"),
         *_doubles("checkpoint", books.checkpoints, "request_id"),
         *_doubles("trace", books.traces, "request_id"),
         *_compare_stores(books),
-        *_compare_sights(sights, books, others),
+        *_compare_sights(sights, books, unnoted),
         *_check_indexes(books),
     ]
 
@@ -115,7 +116,7 @@ def _compare_stores(books: Books) -> list[str]:
     return faults
 
 
-def _compare_sights(sights: list[Sight], books: Books, others: int) -> list[str]:
+def _compare_sights(sights: list[Sight], books: Books, unnoted: int) -> list[str]:
     checkpoints = {row["request_id"]: row for row in books.checkpoints}
     traces = {row["request_id"]: row for row in books.traces}
     faults = []
@@ -125,8 +126,8 @@ def _compare_sights(sights: list[Sight], books: Books, others: int) -> list[str]
         if fault:
             faults.append(f"{sight.kind} that was seen {sight.end}: {fault} ({sight.request_id})")
     unknown = checkpoints.keys() - {sight.request_id for sight in sights}
-    if len(unknown) != others:
-        faults.append(f"{len(unknown)} checkpoints of requests that nobody noted, not {others}")
+    if len(unknown) != unnoted:
+        faults.append(f"{len(unknown)} checkpoints of requests that nobody noted, not {unnoted}")
     return faults
 
 

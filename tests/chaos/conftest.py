@@ -1,5 +1,66 @@
-"""Houses to be broken: the acceptance tests' own, one a test."""
+"""One house for all that breaks it, and the memory of everything that its clients saw."""
 
-from tests.acceptance.conftest import open_house
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
-__all__ = ["open_house"]
+import pytest
+
+from ibex.domain.identity import DEV_ORG_ID
+from tests.acceptance.conftest import STOP_SECONDS, House, make_data_dir, remove_data_dir, start_house, stop_house
+from tests.chaos.load import KINDS, Kind, Load, Sight
+
+
+@dataclass
+class ChaosHouse(House):
+    """A house that is started again on its data however it ended, and whose books are kept over all its lives."""
+
+    loads: list[Load] = field(default_factory=list)
+    unnoted: int = 0
+    """Turns of clients that are no load: they are only counted."""
+
+    @property
+    def sights(self) -> list[Sight]:
+        """What its clients saw, in every test so far."""
+        return [sight for load in self.loads for sight in load.sights]
+
+    def load(self, *, clients: int, kinds: dict[Kind, int] = KINDS, is_fresh: bool = False) -> Load:
+        """A load on this house, which its books must account for."""
+        load = Load(lambda: self.url, self.headers, clients=clients, kinds=kinds, is_fresh=is_fresh)
+        self.loads.append(load)
+        return load
+
+    def end(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.bury()
+
+    def bury(self) -> int:
+        """Wait for its end; the exit code."""
+        code = self.process.wait(STOP_SECONDS)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def start_again(self) -> None:
+        """Start a server on the data of the one that ended."""
+        again = start_house(Path(self.environ["IBEX_DATA_DIR"]))
+        assert "url" in again.facts, again.facts
+        self.process, self.facts = again.process, again.facts
+
+
+@pytest.fixture(scope="session")
+def chaos_house() -> Iterator[ChaosHouse]:
+    """Sandbox upstream, limits out of the way."""
+    data_dir = make_data_dir()
+    first = start_house(data_dir)
+    house = ChaosHouse(first.environ, first.process, first.facts)
+    try:
+        house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+        yield house
+        assert stop_house(house) == 0
+    finally:
+        if house.process.poll() is None:
+            house.process.kill()
+        remove_data_dir(data_dir)

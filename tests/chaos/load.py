@@ -55,7 +55,7 @@ class Sight:
     why: str = ""
 
 
-KINDS = {
+KINDS: dict[Kind, int] = {
     Kind.JSON: 45, Kind.STREAM: 35, Kind.HANG_UP_LATE: 7, Kind.HANG_UP_EARLY: 4, Kind.CUT: 5, Kind.REFUSED: 4
 }  # fmt: skip
 
