@@ -172,7 +172,7 @@ class PostgresEngine(Engine):
     # After a crash
 
     async def _clear_after_crash(self) -> None:
-        """End the backends of a killed PostgreSQL, the busiest of which may outlive it for long, and unlock its data."""
+        """End the backends of a killed PostgreSQL, whose busiest may outlive it, and unlock its data."""
         deadline = time.monotonic() + 10
         while left := find_processes("postgres", self.home.data):
             for pid in left:
