@@ -112,7 +112,7 @@ class EdgeProtocol(RequestHandler):
 
     def _judge_framing(self) -> None:
         """Refuse a body that is mostly framing. A length needs none."""
-        if self._newest is None:
+        if self._newest is None or self._reading_paused:  # paused, the parser has not seen all that is counted
             return
         message, payload = self._newest
         if (
@@ -163,7 +163,8 @@ class EdgeProtocol(RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        transport.write_eof()
+        if transport.can_write_eof():
+            transport.write_eof()
         self._resume_transport_reading()
         await asyncio.sleep(LINGER_SECONDS)
 
