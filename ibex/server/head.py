@@ -76,8 +76,8 @@ def read_path(target: str) -> str:
     """The path of a request target, without its query; of an absolute one too."""
     if not target.startswith("/"):
         authority = _ABSOLUTE.match(target)
-        target = target if authority is None else target[authority.end() :] or "/"
-    return target.partition("?")[0]
+        target = target if authority is None else target[authority.end() :]
+    return target.partition("?")[0] or "/"
 
 
 def forwardable(value: str | None) -> str | None:
