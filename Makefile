@@ -24,9 +24,14 @@ e2e-smoke: $(INSTALLED) ## Ask a running ibex for a completion and check what it
 	@PATH="$(abspath $(BIN)):$$PATH" infra/scripts/e2e_smoke_p2.sh
 
 ##@ Check it
-.PHONY: test test-clients loadtest lint format types imports check
+.PHONY: test test-chaos test-clients loadtest lint format types imports check
 test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=tests/stores for a part)
 	@$(BIN)/python -m pytest $(TESTS)
+
+test-chaos: $(INSTALLED) ## Kill, hang and restart a house under load, CHAOS_ROUNDS=100 times, and count what is left
+	@CHAOS_ROUNDS="$${CHAOS_ROUNDS:-100}" CHAOS_RELOADS="$${CHAOS_RELOADS:-20}" \
+		CHAOS_OUTAGE_SECONDS="$${CHAOS_OUTAGE_SECONDS:-60}" \
+		$(BIN)/python -m pytest -o log_cli=true --log-cli-level=INFO tests/chaos
 
 test-clients: $(INSTALLED) $(CLIENTS)/.installed ## Drive ibex with other people's clients, from an environment of their own
 	@IBEX_TEST_PYTHON="$(abspath $(BIN)/python)" $(CLIENTS)/bin/python -m pytest \

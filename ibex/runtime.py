@@ -251,6 +251,7 @@ async def _open_journal(stack: AsyncExitStack, settings: Settings, slot: int) ->
         segment_seconds=settings.journal_segment_seconds,
         max_bytes=settings.journal_max_bytes,
         min_free_bytes=settings.journal_min_free_bytes,
+        max_age_seconds=settings.journal_max_age_seconds,
         nudge=nudge_path(settings.journal_dir),
     )
     journal.open()

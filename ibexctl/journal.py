@@ -51,6 +51,7 @@ def status() -> Answer:
         "max_bytes": settings.journal_max_bytes,
         "free_bytes": survey.free_bytes,
         "min_free_bytes": settings.journal_min_free_bytes,
+        "max_age_seconds": settings.journal_max_age_seconds or None,
         "pressure": round(survey.pressure, 3),
         "segments": survey.segments,
         "growing_segments": survey.growing_segments,

@@ -148,6 +148,9 @@ class Settings(BaseModel):
     journal_segment_seconds: float = _setting(10.0, "a segment is closed at this age (s)", gt=0)
     journal_max_bytes: int = _setting(4 << 30, "new chats are refused when the journal is larger (bytes)", ge=1 << 20)
     journal_min_free_bytes: int = _setting(512 << 20, "new chats are refused when the disk has less free (bytes)", ge=0)
+    journal_max_age_seconds: float = _setting(
+        0.0, "new chats are refused when a turn has waited for longer (s); 0 is off", ge=0
+    )
     capture_content: bool = _setting(False, "keep the text of prompts and replies in checkpoints")
     session_idle_minutes: float = _setting(45.0, "a session idle for longer is abandoned (min)", gt=0)
 

@@ -39,6 +39,7 @@ class Journal:
         segment_seconds: float = 10.0,
         max_bytes: int = 4 << 30,
         min_free_bytes: int = 512 << 20,
+        max_age_seconds: float = 0.0,
         nudge: Path | None = None,
     ) -> None:
         self._directory = directory
@@ -47,7 +48,9 @@ class Journal:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._nudger = Nudger(nudge) if nudge is not None else None
-        self._room = JournalRoom(directory, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
+        self._room = JournalRoom(
+            directory, max_bytes=max_bytes, min_free_bytes=min_free_bytes, max_age_seconds=max_age_seconds
+        )
         self._segment: SegmentWriter | None = None
         self._records: list[bytes] = []
         self._futures: list[asyncio.Future[None]] = []

@@ -1,16 +1,23 @@
-"""How much a journal holds, and how much more it may: bounds on its size and on the free disk."""
+"""How much a journal holds, and how much more it may: bounds on its size, on its age and on the free disk."""
 
 import os
+import time
 from pathlib import Path
+from uuid import UUID
+
+from ibex.stores.segments import HEADER_SIZE, SUFFIX
 
 
 class JournalRoom:
     """How much the journal holds and may still hold, measured now and then and reckoned in between."""
 
-    def __init__(self, directory: Path, *, max_bytes: int, min_free_bytes: int) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int, min_free_bytes: int, max_age_seconds: float = 0.0) -> None:
+        """`max_age_seconds`: how old a turn may become that is not delivered; 0: as old as it must."""
         self._directory = directory
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
+        self._max_age = max_age_seconds
+        self._age = 0.0
         self._size = 0
         self._free = 0
         self._grown = 0
@@ -21,21 +28,37 @@ class JournalRoom:
 
     @property
     def pressure(self) -> float:
-        """The nearer of the two bounds, size and free disk, from 0 to 1."""
+        """The nearest of the bounds, size, age and free disk, from 0 to 1."""
         by_size = (self._size + self._grown) / self._max_bytes
         free = self._free - self._grown
         by_free = 1.0 if free <= self._min_free_bytes else self._min_free_bytes / free
-        return min(1.0, max(by_size, by_free))
+        by_age = self._age / self._max_age if self._max_age else 0.0
+        return min(1.0, max(by_size, by_free, by_age))
 
     def measure(self) -> None:
         """Look at the directory and its disk; a journal that cannot be looked at is full."""
         try:
             self._size = directory_size(self._directory)
+            self._age = oldest_age(self._directory) if self._max_age else 0.0
             disk = os.statvfs(self._directory)
             self._free = disk.f_bavail * disk.f_frsize
         except OSError:
             self._free = 0
         self._grown = 0
+
+
+def oldest_age(directory: Path) -> float:
+    """Seconds since the oldest segment that holds turns was begun: its name says when."""
+    oldest = None
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = entry.name.removesuffix(SUFFIX)
+            try:
+                if name != entry.name and (oldest is None or name < oldest) and entry.stat().st_size > HEADER_SIZE:
+                    oldest = name
+            except FileNotFoundError:
+                continue
+    return 0.0 if oldest is None else max(0.0, time.time() - (UUID(oldest).int >> 80) / 1000)
 
 
 def directory_size(directory: Path) -> int:
