@@ -1,11 +1,19 @@
 """`ibexctl status`: the process tree of the server that runs on this data directory, and how each part of it is."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import typer
 
 from ibexctl.command import command
 from ibexctl.operation import read_settings
 from ibexctl.output import Answer, Fields, Table
 
+if TYPE_CHECKING:
+    from ibex.server.status import ProcessStatus
+
+_SUMMED_UP = {"pending_turns", "oldest_seconds", "journal_bytes", "dead_letters"}
+"""Facts of single processes that the lines above the table tell."""
 _COLUMNS = ("process", "pid", "up", "uptime", "restarts", "memory", "facts")
 
 
@@ -33,6 +41,9 @@ def status() -> Answer:
         "upstream": f"{node.upstream} ({node.llm_mode})",
         "started_at": node.started_at,
         "uptime": format_span(node.uptime_seconds),
+        "engines": node.engines or "none: every store is given by its address",
+        "in_flight": sum(int(process.facts.get("in_flight", 0)) for process in node.processes),
+        "journal": _describe_journal(node.processes),
     }
     rows = [
         (
@@ -42,13 +53,25 @@ def status() -> Answer:
             format_span(process.uptime_seconds),
             process.restarts,
             format_bytes(process.memory_bytes),
-            process.facts,
+            {name: fact for name, fact in process.facts.items() if name not in _SUMMED_UP and fact is not None},
         )
         for process in node.processes
     ]
     is_whole = all(process.is_up for process in node.processes)
     notes = () if is_whole else ("A process is down: the server starts it again; its log says why it fell.",)
     return Answer(node.as_dict(), (Fields(facts), "", Table(_COLUMNS, rows)), notes)
+
+
+def _describe_journal(processes: "Iterable[ProcessStatus]") -> str:
+    """What the recorder last said of the turns that wait for delivery."""
+    facts = next((process.facts for process in processes if "pending_turns" in process.facts), None)
+    if facts is None:
+        return "unknown: no recorder runs here"
+    waiting = f"{facts['pending_turns']:,.0f} turns wait"
+    if facts["pending_turns"]:
+        waiting += f", the oldest for {format_span(facts['oldest_seconds'])}"
+    refused = f", {facts['dead_letters']:,.0f} refused by a store" if facts["dead_letters"] else ""
+    return f"{waiting}, {format_bytes(int(facts['journal_bytes']))}{refused}"
 
 
 def format_span(seconds: float | None) -> str:

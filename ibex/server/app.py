@@ -64,6 +64,11 @@ class HttpServer:
         self._listeners: dict[int, asyncio.Server] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose answer has not ended."""
+        return self._middleware.in_flight
+
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on these sockets."""
         for sock in sockets:

@@ -105,8 +105,12 @@ async def open_http_server(settings: Settings, slot: int, metrics: Metrics, cont
     from ibex.server.app import HttpServer
 
     async with open_worker(settings, slot=slot, metrics=metrics, neighbours=control) as worker:
-        control.read_facts = lambda: {"journal_pressure": round(worker.journal.pressure, 3)}
-        yield HttpServer(worker, control)
+        server = HttpServer(worker, control)
+        control.read_facts = lambda: {
+            "in_flight": server.in_flight,
+            "journal_pressure": round(worker.journal.pressure, 3),
+        }
+        yield server
 
 
 async def serve(

@@ -47,9 +47,9 @@ CHANGING = {
 }
 
 NOT_AUDITED = {
-    "bench", "serve", "reload", "smoke", "status", "version", "recorder",
+    "bench", "serve", "reload", "reconcile", "smoke", "status", "version",
     "migrate up", "migrate down", "migrate status", "config show", "config check",
-    "journal status", "journal list", "journal show", "journal replay",
+    "journal status", "journal deliver", "journal dead-letters replay",
 }  # fmt: skip
 """Commands about processes, files and schemas, which belong to no tenant."""
 

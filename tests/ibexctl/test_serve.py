@@ -128,7 +128,11 @@ def test_status_shows_the_process_tree(server: Server) -> None:
     assert [process["name"] for process in shown.data["processes"]][:1] == ["supervisor"]
     assert {"worker 0", "recorder", "sandbox"} <= {process["name"] for process in shown.data["processes"]}
     assert all(process["is_up"] for process in shown.data["processes"])
-    assert "worker 0\t" in run_apart("status", **server.environ).out
+    shown = run_apart("status", **server.environ).out
+    assert "worker 0\t" in shown
+    assert "in_flight\t0\n" in shown
+    assert re.search(r"^engines\tPostgreSQL [\d.]+, Valkey ", shown, flags=re.MULTILINE)
+    assert re.search(r"^journal\t\d+ turns wait", shown, flags=re.MULTILINE)
 
 
 def test_status_without_a_server_fails_and_says_how_to_start_one(ibexctl) -> None:
