@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from hashlib import sha256
 from time import perf_counter
 from uuid import UUID
+
+import msgspec
 
 from ibex.domain.completions import Usage
 from ibex.domain.turns import Outcome, Turn, TurnId
@@ -20,8 +21,7 @@ CLIENT_LEFT = 499
 UNKNOWN_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnFacts:
+class TurnFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of a turn before it goes to the provider."""
 
     turn_id: TurnId

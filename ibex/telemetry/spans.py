@@ -42,9 +42,11 @@ class SpanExporter:
         )
         _Ids.preset = None
         inner = trace.set_span_in_context(span)
-        for stage, (begun, ended) in clock.spent.items():
+        for stage, begun, ended in clock.spans():
             kind = trace.SpanKind.CLIENT if stage is Stage.PROVIDER else trace.SpanKind.INTERNAL
-            child = self._tracer.start_span(str(stage), context=inner, kind=kind, start_time=_nanoseconds(clock, begun))
+            child = self._tracer.start_span(
+                stage.label, context=inner, kind=kind, start_time=_nanoseconds(clock, begun)
+            )
             child.end(end_time=_nanoseconds(clock, ended))
         if status >= 500:
             span.set_status(trace.StatusCode.ERROR)
