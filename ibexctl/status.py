@@ -64,9 +64,9 @@ def status() -> Answer:
 
 def _describe_journal(processes: "Iterable[ProcessStatus]") -> str:
     """What the recorder last said of the turns that wait for delivery."""
-    facts = next((process.facts for process in processes if "pending_turns" in process.facts), None)
-    if facts is None:
-        return "unknown: no recorder runs here"
+    facts = next((process.facts for process in processes if process.name == "recorder"), None)
+    if not facts:  # it reports each second
+        return "no recorder runs here" if facts is None else "the recorder has not said yet"
     waiting = f"{facts['pending_turns']:,.0f} turns wait"
     if facts["pending_turns"]:
         waiting += f", the oldest for {format_span(facts['oldest_seconds'])}"

@@ -115,7 +115,8 @@ def test_an_operator_error_is_a_message_and_a_hint(failing_version, capsys: pyte
 def test_a_store_that_is_away_is_a_message_too(failing_version, capsys: pytest.CaptureFixture[str]) -> None:
     failing_version(ExceptionGroup("several", [StoreUnavailable("Postgres is not available.")]))
     assert run(["version"]) == 1
-    assert "error: Postgres is not available.\n hint: Check that it runs, and that IBEX_POSTGRES_ADMIN_DSN" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "error: Postgres is not available.\n hint: Check that it runs, and that IBEX_POSTGRES_ADMIN_DSN" in shown
 
 
 def test_an_error_of_the_system_names_the_file(failing_version, capsys: pytest.CaptureFixture[str]) -> None:
