@@ -72,7 +72,7 @@ def choose_victims() -> list[str]:
 
 @pytest.mark.timeout(3600)
 async def test_no_kill_loses_or_doubles_a_turn(chaos_house: ChaosHouse) -> None:
-    house, load = chaos_house, chaos_house.load(clients=24 if ROUNDS else 12)
+    house, load = chaos_house, chaos_house.load(clients=24 if ROUNDS else 8)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(load.run())
         for number, victim in enumerate(choose_victims()):

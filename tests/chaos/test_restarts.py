@@ -18,6 +18,7 @@ from tests.chaos.load import DONE, Kind
 log = logging.getLogger("chaos")
 
 RELOADS = int(os.environ.get("CHAOS_RELOADS", "5"))
+IS_LONG = RELOADS > 5
 STREAMS = 100
 WHOLE = {Kind.JSON: 60, Kind.STREAM: 40}
 
@@ -54,8 +55,8 @@ class IdleClient:
 @pytest.mark.timeout(600)
 async def test_a_rolling_restart_under_load_fails_nothing(chaos_house: ChaosHouse) -> None:
     house = chaos_house
-    busy = house.load(clients=8, kinds=WHOLE)
-    fresh = house.load(clients=3, kinds=WHOLE, is_fresh=True)
+    busy = house.load(clients=12 if IS_LONG else 4, kinds=WHOLE)
+    fresh = house.load(clients=4 if IS_LONG else 2, kinds=WHOLE, is_fresh=True)
     idle = [IdleClient(house, 0.1 + number * 0.05) for number in range(30)]
     stop = asyncio.Event()
     former = set(house.pids("ibex: worker") + house.pids("ibex: recorder"))

@@ -14,7 +14,7 @@ import pytest
 
 from ibex.config import Secret, Settings
 from ibex.domain.turns import Turn, decode_turn
-from ibex.runtime import Worker, open_worker
+from ibex.runtime import Worker, clickhouse_migrator, open_worker
 from ibex.sandbox import Sandbox
 from ibex.server.app import HttpServer
 from ibex.server.control import Control
@@ -131,3 +131,28 @@ async def edge(
         http = await stack.enter_async_context(aiohttp.ClientSession())
         port = sock.getsockname()[1]
         yield Edge(worker, server, port, http, sandbox, admin, DirectiveAdmin(owner), tenant, metrics)
+
+
+@pytest.fixture
+async def settings(data_dir: Path, postgres_database: Any, redis_url: str, clickhouse_dsn: str) -> Settings:
+    """Real addresses for every store, so that a start costs what the workers cost."""
+    async with clickhouse_migrator(clickhouse_dsn) as migrator:
+        await migrator.up()
+    return Settings(
+        data_dir=data_dir,
+        port=0,
+        workers=2,
+        drain_seconds=10,
+        llm_mode="live",
+        openai_api_key=Secret("sk-of-the-provider"),
+        postgres_dsn=Secret(postgres_database.dsn),
+        postgres_admin_dsn=Secret(postgres_database.admin_dsn),
+        redis_url=Secret(redis_url),
+        clickhouse_dsn=Secret(clickhouse_dsn),
+    )
+
+
+@pytest.fixture
+def production(settings: Settings) -> Settings:
+    """The same outside development."""
+    return settings.model_copy(update={"env": "production", "metrics_port": 0})

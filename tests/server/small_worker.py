@@ -69,10 +69,8 @@ class SmallServer:
 
 
 @asynccontextmanager
-async def open_small_server(
-    _settings: Settings, slot: int, metrics: Metrics, control: Control
-) -> AsyncIterator[Server]:
-    if "--broken" in ARGUMENTS:
+async def open_small_server(settings: Settings, slot: int, metrics: Metrics, control: Control) -> AsyncIterator[Server]:
+    if "--broken" in ARGUMENTS or settings.openai_models == ("broken",):
         raise OperatorError("it is broken", hint="Mend it.")
     if "--dead" in ARGUMENTS:
         os._exit(3)

@@ -1,14 +1,10 @@
 """The supervisor with small workers, on the session's stores: sockets, restarts, shares, metrics, drain."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -20,96 +16,10 @@ import redis
 
 from ibex.config import Secret, Settings
 from ibex.errors import ConfigurationError, OperatorError, SchemaMismatch, ServerNotRunning
-from ibex.runtime import clickhouse_migrator
-from ibex.server.status import NodeStatus, request_status
+from ibex.server.status import request_status
 from ibex.server.supervisor import Supervisor
 from ibex.stores.schema import seed_development
-
-SMALL_WORKER = (sys.executable, str(Path(__file__).with_name("small_worker.py")))
-
-
-@pytest.fixture
-async def settings(data_dir: Path, postgres_database: Any, redis_url: str, clickhouse_dsn: str) -> Settings:
-    """Real addresses for every store, so that a start costs what the workers cost."""
-    async with clickhouse_migrator(clickhouse_dsn) as migrator:
-        await migrator.up()
-    return Settings(
-        data_dir=data_dir,
-        port=0,
-        workers=2,
-        drain_seconds=10,
-        llm_mode="live",
-        openai_api_key=Secret("sk-of-the-provider"),
-        postgres_dsn=Secret(postgres_database.dsn),
-        postgres_admin_dsn=Secret(postgres_database.admin_dsn),
-        redis_url=Secret(redis_url),
-        clickhouse_dsn=Secret(clickhouse_dsn),
-    )
-
-
-@pytest.fixture
-def production(settings: Settings) -> Settings:
-    return settings.model_copy(update={"env": "production", "metrics_port": 0})
-
-
-@dataclasses.dataclass
-class Node:
-    """A running node, and a client that never reuses a connection."""
-
-    supervisor: Supervisor
-    task: asyncio.Task[None]
-    http: aiohttp.ClientSession
-
-    @property
-    def status(self) -> NodeStatus:
-        return self.supervisor.status()
-
-    def pid(self, name: str) -> int | None:
-        return next((process.pid for process in self.status.processes if process.name == name), None)
-
-    async def ask(self, path: str = "/") -> Any:
-        async with self.http.get(self.status.url + path) as response:
-            text = await response.text()
-            return await response.json() if response.content_type == "application/json" else text
-
-    async def pids(self) -> set[int]:
-        """Who answers: enough connections that every listening socket gets some."""
-        answers = await asyncio.gather(*(self.ask() for _ in range(40)))
-        return {answer["pid"] for answer in answers}
-
-    async def stop(self) -> None:
-        self.supervisor.stop()
-        await asyncio.wait_for(self.task, 30)
-
-
-@asynccontextmanager
-async def running(settings: Settings, **options: Any) -> AsyncIterator[Node]:
-    ready = asyncio.Event()
-    options = {"worker": SMALL_WORKER, "has_recorder": False, **options}
-    supervisor = Supervisor(settings, on_ready=lambda _: ready.set(), **options)
-    task = asyncio.get_running_loop().create_task(supervisor.run())
-    started = asyncio.get_running_loop().create_task(ready.wait())
-    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        started.cancel()
-        task.result()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
-        node = Node(supervisor, task, http)
-        try:
-            yield node
-        finally:
-            if not task.done():
-                await node.stop()
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
-        while not await holds():  # noqa: ASYNC110 (the condition is another process's state)
-            await asyncio.sleep(0.02)
-
-
-def is_alive(pid: int | None) -> bool:
-    return pid is not None and Path(f"/proc/{pid}").exists()
+from tests.server.nodes import SMALL_WORKER, Node, eventually, is_alive, running
 
 
 async def test_a_node_serves_tells_its_status_and_leaves_nothing_behind(settings: Settings) -> None:
@@ -203,24 +113,6 @@ async def test_the_node_counts_on_when_a_worker_dies(settings: Settings) -> None
     assert 'ibex_process_up{process="worker 0"} 1.0' in text
     assert 'ibex_process_up{process="supervisor"} 1.0' in text
     assert 'ibex_build_info{version="' in text
-
-
-async def test_a_rolling_restart_refuses_no_connection(settings: Settings) -> None:
-    reloaded = settings.model_copy(update={"log_level": "debug"})
-    async with running(settings, reload=lambda: reloaded) as node:
-        former = await node.pids()
-        os.kill(os.getpid(), signal.SIGHUP)
-        answers = 0
-        while former & {node.pid("worker 0"), node.pid("worker 1")} or answers < 100:
-            await node.ask()
-            answers += 1
-        await eventually(lambda: _returns(not any(is_alive(pid) for pid in former)))
-        present = await node.pids()
-        environment = await node.ask("/environment")
-
-    assert not former & present
-    assert len(present) == 2
-    assert environment["IBEX_LOG_LEVEL"] == "debug"
 
 
 async def test_a_request_under_way_is_finished_before_the_node_stops(settings: Settings) -> None:
