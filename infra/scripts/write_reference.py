@@ -1,15 +1,17 @@
 """Write what the documents say of settings, metrics, errors, commands and modules from the code that defines them.
 
-`.env.example` is written whole; in docs/ only the part between the two `generated` markers. With `--check` nothing is
-written: the exit status is 1 and the stale files are named when one of them differs.
+`.env.example` and docs/openapi.json are written whole; in docs/ only the part between the two `generated` markers. With
+`--check` nothing is written: the exit status is 1 and the stale files are named when one of them differs.
 """
 
 import ast
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import command_line  # the module beside this one
+import command_line  # the modules beside this one
+import openapi
 
 from ibex.config import Secret, Settings, environment_names, is_secret
 from ibex.errors import RequestError
@@ -139,7 +141,10 @@ def with_generated(path: Path, text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write or check every file; the exit status."""
     docs = ROOT / "docs"
-    wanted = {ROOT / ".env.example": env_example()}
+    wanted = {
+        ROOT / ".env.example": env_example(),
+        docs / "openapi.json": json.dumps(openapi.describe(), indent=1, ensure_ascii=False) + "\n",
+    }
     for name, text in (
         ("configuration.md", settings_tables()),
         ("metrics.md", metrics_table()),
