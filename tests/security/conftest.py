@@ -12,10 +12,11 @@ from ibex.domain.identity import PERMISSION_SETS, AgentId, Permission, mint_toke
 from ibex.stores.redis_subscription import publish_changes
 from tests.conftest import PostgresDatabase
 from tests.relays import Relay
+from tests.security.nodes import nodes, running_nodes
 from tests.server.conftest import Edge, edge
 from tests.tenants import Tenant, make_tenant
 
-__all__ = ["edge"]
+__all__ = ["edge", "nodes", "running_nodes"]
 
 
 @dataclass(frozen=True, slots=True)
