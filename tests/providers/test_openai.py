@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from ibex.config import Secret, Settings, load_settings
+from ibex.config import Secret, Settings
 from ibex.errors import InvalidRequest, ModelNotFound, ProviderTimeout, ProviderUnavailable, RateLimited, RequestError
 from ibex.providers.base import ProviderCall
 from ibex.providers.events import event_data
@@ -18,10 +16,9 @@ from ibex.providers.openai import OpenAI
 from ibex.sandbox import Sandbox
 from ibex.telemetry import Metrics
 from ibex.telemetry.metrics import render_metrics
-from tests.providers.egress import egress_proxy
+from tests.providers.asking import KEY, call, fail, open_provider
 from tests.providers.upstream import Talk, serve_script
 
-KEY = "sk-test-0123456789"
 DIRECTIVE = "Always answer in the style of a mountain goat."
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # the transport's own tests run on both loops
@@ -31,31 +28,6 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # the transport's o
 async def sandbox() -> AsyncIterator[Sandbox]:
     async with Sandbox.serve(api_key=KEY) as sandbox:
         yield sandbox
-
-
-@asynccontextmanager
-async def open_provider(
-    base_url: str, *, metrics: Metrics | None = None, key: str = KEY, **settings: Any
-) -> AsyncIterator[OpenAI]:
-    options = {"provider_retries": 0, **settings}
-    provider = OpenAI(Settings(**options), metrics or Metrics(), base_url=base_url, api_key=Secret(key))
-    try:
-        yield provider
-    finally:
-        await provider.close()
-
-
-def call(*, controls: dict[str, Any] | None = None, say: str = "Reply with exactly: OK", **fields: Any) -> ProviderCall:
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": say}], **fields}
-    if controls is not None:
-        body["metadata"] = {"sandbox": controls}
-    return ProviderCall(json.dumps(body).encode(), is_streaming=bool(fields.get("stream")))
-
-
-async def fail(provider: OpenAI, asked: ProviderCall) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        await provider.complete(asked)
-    return caught.value
 
 
 async def test_a_reply_and_its_head_are_handed_on(sandbox: Sandbox) -> None:
@@ -372,40 +344,3 @@ async def test_a_key_that_cannot_stand_in_a_header_is_refused_without_being_show
 
 async def test_a_call_shows_none_of_its_content() -> None:
     assert repr(ProviderCall(b"secret words", is_streaming=True)) == "ProviderCall(12 bytes, is_streaming=True)"
-
-
-@pytest.mark.parametrize("is_proxied", [False, True])
-async def test_an_upstream_of_a_private_authority_passes_chat_and_stream(certificates: Any, is_proxied: bool) -> None:
-    context = certificates.serving("127.0.0.1")
-    async with (
-        Sandbox.serve(api_key=KEY, ssl_context=context) as sandbox,
-        egress_proxy(sandbox.base_url) as proxy,
-    ):
-        environ = {"IBEX_ENV_FILE": os.devnull, "SSL_CERT_FILE": str(certificates.authority)}
-        environ |= {"https_proxy": proxy.url, "NO_PROXY": ".internal" if is_proxied else "127.0.0.0/8"}
-        provider = OpenAI(load_settings(environ), Metrics(), base_url=sandbox.base_url, api_key=Secret(KEY))
-        reply = await provider.complete(call())
-        assert json.loads(await reply.read())["choices"][0]["message"]["content"] == "OK"
-        stream = await provider.complete(call(stream=True))
-        events = [event_data(event) async for events in stream.events() for event in events]
-        assert events[-1] == b"[DONE]"
-        assert "gpt-4o-mini" in {model.id for model in await provider.list_models()}
-        assert len(proxy.asked) == is_proxied
-        await provider.close()
-
-
-async def test_an_upstream_of_an_unknown_authority_is_refused(certificates: Any) -> None:
-    async with (
-        Sandbox.serve(api_key=KEY, ssl_context=certificates.serving("127.0.0.1")) as sandbox,
-        open_provider(sandbox.base_url) as provider,
-    ):
-        assert "certificate" in (await fail(provider, call())).message
-
-
-async def test_a_refused_key_is_logged_once_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
-    async with Sandbox.serve(api_key="another") as sandbox, open_provider(sandbox.base_url) as provider:
-        for _ in range(3):
-            await fail(provider, call())
-
-    assert caplog.messages == ["the provider refuses the key, or what it may do"]
-    assert KEY not in caplog.text
