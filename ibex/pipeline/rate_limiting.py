@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,6 +24,8 @@ log = logging.getLogger("ibex.rate_limiting")
 
 BEAT_SECONDS = 15.0
 """How often a node says that it is there."""
+BEATS_BELIEVED = 5
+"""Answered beats whose greatest count is believed, a minute's: a Redis that was emptied has yet to hear of all."""
 
 ScopeName = Literal["org", "agent"]
 _SCOPE_NAMES: tuple[ScopeName, ...] = ("org", "agent")
@@ -77,7 +80,7 @@ class RateLimiter:
         self._refuses_on_outage = settings.rate_limit_on_outage == "refuse"
         self._workers = settings.workers
         self._node_id = node_id or name_node(settings)
-        self._nodes = 1
+        self._node_counts = deque([1], maxlen=BEATS_BELIEVED)
         self._breaker = Breaker()
         self._local = LocalWindows()
         self._demands: dict[_Demand, _Waiting] = {}
@@ -90,6 +93,11 @@ class RateLimiter:
     def is_local(self) -> bool:
         """Whether limits are counted by this process alone, because Redis is away."""
         return self._breaker.is_open
+
+    @property
+    def seen_nodes(self) -> int:
+        """How many nodes share the limits, as far as was seen in the last minute of a Redis that answered."""
+        return max(self._node_counts)
 
     async def admit(self, principal: Principal) -> Admission:
         """Take a place in every scope of the caller; raises RateLimited, with its headers, when one is full.
@@ -123,7 +131,7 @@ class RateLimiter:
     async def beat(self) -> None:
         """Tell Redis once that this node is there; while Redis is away, the nodes last seen are the best guess."""
         with suppress(StoreError):
-            self._nodes = await count_nodes(self._lane, self._node_id)
+            self._node_counts.append(await count_nodes(self._lane, self._node_id))
 
     def _send(self) -> None:
         demands, self._demands = self._demands, {}
@@ -151,7 +159,7 @@ class RateLimiter:
         if self._refuses_on_outage:
             _hand_out(waiting, None)
             return
-        share = self._workers * self._nodes
+        share = self._workers * self.seen_nodes
         shares = [max(1, limit // share) if limit else 0 for limit in demand.limits]
         keys = scope_keys(demand.org_id, demand.agent_id)
         _hand_out(waiting, self._local.take(keys, shares, demand.limits, len(waiting)))

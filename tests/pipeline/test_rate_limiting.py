@@ -16,7 +16,7 @@ from ibex.domain.identity import PROXY_CHAT, AgentId, OrgId, Principal, TokenId,
 from ibex.errors import RateLimited, ServiceDegraded
 from ibex.pipeline.breaker import Breaker
 from ibex.pipeline.local_window import LocalWindows
-from ibex.pipeline.rate_limiting import Admission, RateLimiter, name_node
+from ibex.pipeline.rate_limiting import BEATS_BELIEVED, Admission, RateLimiter, name_node
 from ibex.telemetry import Metrics
 from tests.valkey import Valkey, open_lane, run_valkey
 
@@ -232,6 +232,19 @@ async def test_while_redis_is_away_a_node_counts_with_its_share() -> None:
             assert count_admitted(await admit_many(limiters[0], make_principal(2), 60)) == 1
             await limiters[0].beat()
             assert count_admitted(await admit_many(limiters[0], make_principal(60), 60)) == 10
+
+
+async def test_a_redis_that_was_emptied_does_not_leave_a_node_alone(valkey: Valkey) -> None:
+    async with open_lane(valkey.url) as lane:
+        first, second = (RateLimiter(lane, Settings(workers=1), Metrics(), node_id=f"node {n}") for n in range(2))
+        await second.beat()
+        await first.beat()
+        await lane.call("FLUSHALL")
+        await first.beat()
+        assert first.seen_nodes == 2
+        for _ in range(BEATS_BELIEVED):
+            await first.beat()
+        assert first.seen_nodes == 1
 
 
 async def test_redis_that_forgets_or_forbids_the_script_still_counts(valkey: Valkey) -> None:

@@ -7,7 +7,6 @@ emptied, and the provider is one sandbox, whose log says what reached it.
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -51,9 +50,9 @@ class Answer:
 
 
 class Line:
-    """A connection to one worker of a node, opened again when it closes, until it is that worker who takes it."""
+    """A connection to a node, kept open; given a `pid`, opened until it is this worker who takes it."""
 
-    def __init__(self, url: str, pid: int) -> None:
+    def __init__(self, url: str, pid: int | None = None) -> None:
         self._address = urlsplit(url)
         self.pid = pid
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -93,6 +92,8 @@ class Line:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while True:
             reader, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
+            if self.pid is None:
+                return reader, writer
             writer.write(b"GET /health HTTP/1.1\r\nHost: ibex\r\n\r\n")
             await _read_answer(reader)
             if _owns_far_end(self.pid, writer.get_extra_info("sockname")[1]):
@@ -136,6 +137,8 @@ class Nodes:
     valkey: Valkey
     upstream: str
     """The sandbox's base URL."""
+    started_at: float
+    """By the monotonic clock."""
 
     @property
     def redis_url(self) -> str:
@@ -147,6 +150,16 @@ class Nodes:
         """A connection to each worker: the first node's two, then the second's."""
         lines = [Line(house.url, pid) for house in self.houses for pid in worker_pids(house)]
         assert len(lines) == 4
+        try:
+            yield lines
+        finally:
+            for line in lines:
+                line.close()
+
+    @asynccontextmanager
+    async def connections(self, count: int) -> AsyncIterator[list[Line]]:
+        """So many connections to whichever workers take them, in turn at the one node and the other."""
+        lines = [Line(self.houses[number % 2].url) for number in range(count)]
         try:
             yield lines
         finally:
@@ -173,10 +186,10 @@ class Nodes:
             client.flushall()
 
     async def settle(self) -> None:
-        """Return when every node counts in Redis and hears it again, and knows how many nodes there are."""
+        """Return when every store is there again."""
         async with asyncio.timeout(60):
             for house in self.houses:
-                while await _is_degraded(house.url):
+                while await _is_degraded(house.url):  # noqa: ASYNC110 - it happens elsewhere
                     await asyncio.sleep(0.1)
 
 
@@ -225,7 +238,7 @@ def run_nodes() -> Iterator[Nodes]:
     """Start everything, and stop it again."""
     with contextlib.ExitStack() as stack:
         acl = f"user {WITHOUT_SCRIPTS} on nopass ~* &* +@all -evalsha -evalsha_ro -script".split()
-        valkey = stack.enter_context(run_valkey("--" + acl[0], *acl[1:]))
+        valkey = stack.enter_context(run_valkey("--" + acl[0], *acl[1:], "--rdbcompression", "no"))
         upstream = Upstream.start()
         stack.callback(upstream.stop)
         shared = {
@@ -233,6 +246,7 @@ def run_nodes() -> Iterator[Nodes]:
             "OPENAI_API_KEY": "sk-of-the-provider",
             "OPENAI_BASE_URL": upstream.base_url,
             "IBEX_WORKERS": "2",
+            "IBEX_REDIS_DEADLINE_MS": "250",  # so that a busy machine fails no test that is about counting
         }
         first = _start(stack, IBEX_REDIS_URL=valkey.url, **shared)
         data_dir = Path(first.environ["IBEX_DATA_DIR"])
@@ -245,7 +259,7 @@ def run_nodes() -> Iterator[Nodes]:
             IBEX_CLICKHOUSE_DSN=addresses.clickhouse,
             **shared,
         )
-        yield Nodes((first, second), addresses, valkey, upstream.base_url)
+        yield Nodes((first, second), addresses, valkey, upstream.base_url, time.monotonic())
 
 
 def _start(stack: contextlib.ExitStack, **settings: str) -> House:

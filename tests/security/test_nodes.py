@@ -40,7 +40,7 @@ async def first_sight(lines: list[Line], saw: Saw) -> float:
     """When the last of the workers showed by an answer that it knows of a change (Unix s)."""
 
     async def watch(line: Line) -> float:
-        while not await saw(line):
+        while not await saw(line):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.005)
         return time.time()
 
@@ -267,9 +267,9 @@ async def replace_worker(house: House, pid: int) -> None:
     others = set(worker_pids(house)) - {pid}
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while not (successor := set(worker_pids(house)) - others - {pid}):
+        while not (successor := set(worker_pids(house)) - others - {pid}):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         line = Line(house.url, *successor)
-        while (await line.send("/ready", {})).status != 200:
+        while (await line.send("/ready", {})).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         line.close()
