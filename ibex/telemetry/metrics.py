@@ -297,22 +297,31 @@ def render_metrics(snapshots: Iterable[bytes]) -> bytes:
 
 
 def _merge(snapshots: Iterable[bytes], *, with_gauges: bool) -> dict[str, Family]:
+    """Add families up. Of two with one name and another shape, from two versions of ibex, the later counts alone."""
     merged: dict[str, Family] = {}
-    index: dict[tuple[str, tuple[str, ...]], Series] = {}
+    series_of: dict[str, dict[tuple[str, ...], Series]] = {}
     for snapshot in snapshots:
         for family in _decoder.decode(snapshot):
             if family.kind == "gauge" and not with_gauges:
                 continue
             target = merged.get(family.name)
-            if target is None:
-                target = merged[family.name] = msgspec.structs.replace(family, series=[])
+            if target is None or _shape(target) != _shape(family):
+                merged[family.name] = msgspec.structs.replace(family, series=[])
+                series_of[family.name] = {}
+            known = series_of[family.name]
             for series in family.series:
-                known = index.get((family.name, series.labels))
-                if known is None:
-                    known = index[family.name, series.labels] = Series(series.labels, [0.0] * len(series.values))
-                    target.series.append(known)
-                known.values = [a + b for a, b in zip(known.values, series.values, strict=True)]
+                sum_so_far = known.get(series.labels)
+                if sum_so_far is None:
+                    known[series.labels] = Series(series.labels, list(series.values))
+                else:
+                    sum_so_far.values = [a + b for a, b in zip(sum_so_far.values, series.values, strict=True)]
+    for name, known in series_of.items():
+        merged[name].series = list(known.values())
     return merged
+
+
+def _shape(family: Family) -> tuple[str, tuple[str, ...], tuple[float, ...]]:
+    return family.kind, family.label_names, family.buckets
 
 
 class _Families(Collector):

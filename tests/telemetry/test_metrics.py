@@ -4,6 +4,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ibex.telemetry import Metrics, merge_snapshots, render_metrics
+from ibex.telemetry.metrics import HistogramChild
 
 
 def read(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -58,6 +59,22 @@ def test_of_the_dead_the_counts_remain_and_the_levels_go() -> None:
 
     assert samples["ibex_proxy_rate_limit_redis_errors_total", ()] == 5
     assert samples["ibex_proxy_active_connections", ()] == 1
+
+
+def test_of_two_versions_shapes_the_later_counts_alone() -> None:
+    old, new = Metrics(), Metrics()
+    old.auth_duration_seconds.buckets = (1.0,)
+    old.auth_duration_seconds._children = {(): HistogramChild((1.0,))}
+    old.auth_duration_seconds.observe(0.5)
+    new.auth_duration_seconds.observe(0.0007)
+    for metrics in (old, new):
+        metrics.rate_limit_redis_errors_total.inc()
+
+    samples = read(render_metrics([old.snapshot(), new.snapshot()]))
+
+    assert samples["ibex_proxy_auth_duration_seconds_count", ()] == 1
+    assert samples["ibex_proxy_auth_duration_seconds_bucket", (("le", "0.001"),)] == 1
+    assert samples["ibex_proxy_rate_limit_redis_errors_total", ()] == 2
 
 
 def test_a_label_too_few_is_a_mistake() -> None:
