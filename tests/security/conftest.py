@@ -14,9 +14,10 @@ from tests.conftest import PostgresDatabase
 from tests.relays import Relay
 from tests.security.nodes import nodes, running_nodes
 from tests.server.conftest import Edge, edge
+from tests.stores.conftest import admin, app, directives, owner, tenant, tenants
 from tests.tenants import Tenant, make_tenant
 
-__all__ = ["edge", "nodes", "running_nodes"]
+__all__ = ["admin", "app", "directives", "edge", "nodes", "owner", "running_nodes", "tenant", "tenants"]
 
 
 @dataclass(frozen=True, slots=True)
