@@ -57,7 +57,7 @@ class Neighbours(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What serves requests in one worker process; the HTTP edge is `ibex.server.app`'s."""
+    """What serves requests in one worker process; the HTTP edge is `ibex.server.edge.app`'s."""
 
     settings: Settings
     slot: int

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from ibex.config import Settings
-from ibex.server.lookups import Lookups
-from ibex.server.ops import Operations
-from ibex.server.routes import Routes
-from tests.server.test_errors import ODD_ROWS, ROWS
+from ibex.server.edge.lookups import Lookups
+from ibex.server.edge.ops import Operations
+from ibex.server.edge.routes import Routes
+from tests.server.edge.test_errors import ODD_ROWS, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = json.loads((ROOT / "docs" / "openapi.json").read_text())

@@ -1,19 +1,11 @@
 """Connections pass from a worker to its successor while they are idle, so that a rolling restart closes none."""
 
 import asyncio
-import fcntl
 import logging
 import socket
-import struct
-import sys
-import termios
 from collections.abc import Callable
 
-from ibex.server.protocol import EdgeProtocol
-
 log = logging.getLogger("ibex.server")
-
-_UNREAD = struct.Struct("i")
 
 
 class Handover:
@@ -44,21 +36,16 @@ class Handover:
             self._is_taking = False
             asyncio.get_running_loop().remove_reader(self._taking)
 
-    def give(self, connection: EdgeProtocol) -> bool:
-        """Hand an idle connection over; False when it is not idle just now, or the pair is full for a moment.
+    def give(self, fd: int) -> bool:
+        """Hand the connection of this descriptor over; False when the pair is full for a moment.
 
         The kernel keeps what the client sends meanwhile, so the successor reads it; closing this process's own
         descriptor says nothing to the client.
         """
-        transport = connection.transport
-        if transport is None or transport.is_closing() or not is_at_rest(connection):
-            return False
-        fd = transport.get_extra_info("socket").fileno()
         try:
             socket.send_fds(self._giving, [b"c"], [fd])
         except OSError:
             return False
-        connection.force_close()
         return True
 
     def close(self) -> None:
@@ -77,29 +64,3 @@ class Handover:
             return
         for fd in fds:
             on_connection(socket.socket(fileno=fd))
-
-
-def is_at_rest(connection: EdgeProtocol) -> bool:
-    """Whether nothing of a connection is in this process: no request, not the beginning of one, no unsent answer."""
-    transport = connection.transport
-    return (
-        connection.is_idle
-        and connection._waiter is not None  # aiohttp's own state: it waits for a request, and has none queued
-        and not connection._messages
-        and not connection._is_deaf
-        and transport is not None
-        and not transport.get_write_buffer_size()
-    )
-
-
-def has_unread(connection: EdgeProtocol) -> bool:
-    """Whether the client has sent something that the event loop has not seen yet."""
-    transport = connection.transport
-    if transport is None or transport.is_closing():
-        return False
-    fd = transport.get_extra_info("socket").fileno()
-    try:
-        answer = fcntl.ioctl(fd, termios.FIONREAD, _UNREAD.pack(0))
-    except OSError:
-        return False
-    return int.from_bytes(answer, sys.byteorder) > 0

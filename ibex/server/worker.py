@@ -22,7 +22,7 @@ log = logging.getLogger("ibex.worker")
 
 
 class Server(Protocol):
-    """What serves HTTP (`ibex.server.app.HttpServer`). It closes the sockets it is given."""
+    """What serves HTTP (`ibex.server.edge.app.HttpServer`). It closes the sockets it is given."""
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on these listening sockets."""
@@ -102,7 +102,7 @@ OpenServer = Callable[[Settings, int, Metrics, Control], AbstractAsyncContextMan
 async def open_http_server(settings: Settings, slot: int, metrics: Metrics, control: Control) -> AsyncIterator[Server]:
     """The proxy, not yet listening."""
     from ibex.runtime import open_worker
-    from ibex.server.app import HttpServer
+    from ibex.server.edge.app import HttpServer
 
     async with open_worker(settings, slot=slot, metrics=metrics, neighbours=control) as worker:
         server = HttpServer(worker, control)

@@ -52,8 +52,9 @@ class Answer:
 class Line:
     """A connection to a node, kept open; given a `pid`, opened until it is this worker who takes it."""
 
-    def __init__(self, url: str, pid: int | None = None) -> None:
+    def __init__(self, url: str, pid: int | None = None, *, source: str = "127.0.0.1") -> None:
         self._address = urlsplit(url)
+        self._source = source
         self.pid = pid
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -91,7 +92,9 @@ class Line:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while True:
-            reader, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
+            reader, writer = await asyncio.open_connection(
+                self._address.hostname, self._address.port, local_addr=(self._source, 0)
+            )
             if self.pid is None:
                 return reader, writer
             writer.write(b"GET /health HTTP/1.1\r\nHost: ibex\r\n\r\n")

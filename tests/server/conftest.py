@@ -16,8 +16,8 @@ from ibex.config import Secret, Settings
 from ibex.domain.turns import Turn, decode_turn
 from ibex.runtime import Worker, clickhouse_migrator, open_worker
 from ibex.sandbox import Sandbox
-from ibex.server.app import HttpServer
 from ibex.server.control import Control
+from ibex.server.edge.app import HttpServer
 from ibex.stores.directives import DirectiveAdmin
 from ibex.stores.identity_admin import IdentityAdmin
 from ibex.stores.postgres import Postgres

@@ -1,7 +1,6 @@
 """Log lines: what is in them, and what never is."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -70,7 +69,3 @@ def test_an_exceptions_text_and_the_librarys_lines_are_never_written(form: str) 
 @pytest.mark.parametrize("environ", [{"IBEX_ACCESS_LOG": "false"}, {"IBEX_LOG_LEVEL": "warning"}])
 def test_the_access_log_can_be_switched_off(environ: dict[str, str]) -> None:
     assert not any("request" in line for line in run(**environ))
-
-
-def test_logging_is_left_as_it_was_for_others() -> None:
-    assert logging.getLogger("ibex").level == logging.NOTSET

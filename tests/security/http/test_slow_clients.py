@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ibex.domain.turns import Outcome
-from ibex.server import connections
+from ibex.server.edge import connections
 from tests.security.http.raw_client import Connection, byte_by_byte, converse, responses
 from tests.server.conftest import Edge
 from tests.waiting import eventually

@@ -10,8 +10,8 @@ from aiohttp import web
 
 from ibex.config import Settings
 from ibex.errors import InternalError, RequestError
-from ibex.server.envelope import encode_error, error_headers
-from ibex.server.head import (
+from ibex.server.edge.envelope import encode_error, error_headers
+from ibex.server.edge.head import (
     KNOWN_METHODS,
     NO_HEADERS,
     choose_request_id,
@@ -20,10 +20,10 @@ from ibex.server.head import (
     is_trusted,
     read_path,
 )
-from ibex.server.inbound import Inbound
-from ibex.server.protocol import EdgeProtocol
-from ibex.server.routes import Routes
-from ibex.server.wire import WireReply
+from ibex.server.edge.inbound import Inbound
+from ibex.server.edge.protocol import EdgeProtocol
+from ibex.server.edge.routes import Routes
+from ibex.server.edge.wire import WireReply
 from ibex.telemetry import AccessLog, Metrics, Stage, StageClock, Tracing
 
 log = logging.getLogger("ibex.server")

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ibex.server.head import choose_request_id, find_address, forwardable, is_trusted, read_path
+from ibex.server.edge.head import choose_request_id, find_address, forwardable, is_trusted, read_path
 
 TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 PROXY = "10.0.0.1"

@@ -1,7 +1,11 @@
 """One client connection over aiohttp: what its parser alone does not give to an edge that faces strangers."""
 
 import asyncio
+import fcntl
 import logging
+import struct
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
@@ -27,6 +31,8 @@ MAX_QUEUED_BYTES = 256 << 10
 """Of requests pipelined behind the one being served; then the socket is not read until that one is answered."""
 LINGER_SECONDS = 2.0
 """How long a client that is still sending may take to read why it is refused."""
+
+_UNREAD = struct.Struct("i")
 
 _OTHER_PROTOCOLS = (b" RTSP/1.0\r\n", b" ICE/1.0\r\n")
 """The parser takes these for HTTP/1.0. No JSON holds them: a line break ends them, and a string has none."""
@@ -142,6 +148,35 @@ class EdgeProtocol(RequestHandler):
         self.received_at = perf_counter() if self._head.lstrip(b"\r\n") else 0.0
         if not self._messages:
             self._newest = None
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing of it is in this process: no request, not the beginning of one, no unsent answer."""
+        transport = self.transport
+        return (
+            self.is_idle
+            and self._waiter is not None  # aiohttp's own state: it waits for a request, and has none queued
+            and not self._messages
+            and not self._is_deaf
+            and transport is not None
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor; -1 when it is closed."""
+        transport = self.transport
+        return -1 if transport is None or transport.is_closing() else transport.get_extra_info("socket").fileno()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has sent something that the event loop has not seen yet."""
+        try:
+            answer = fcntl.ioctl(self.fd, termios.FIONREAD, _UNREAD.pack(0))
+        except (OSError, ValueError):  # closed
+            return False
+        return int.from_bytes(answer, sys.byteorder) > 0
 
     @property
     def is_idle(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from ibex.server.wire import WireReply
+from ibex.server.edge.wire import WireReply
 
 
 async def answer_json(reply: WireReply, status: int, content: dict[str, Any]) -> None:

@@ -9,14 +9,14 @@ from aiohttp import http_parser
 from ibex.errors import ConfigurationError
 from ibex.pipeline.chat import ChatPipeline
 from ibex.runtime import Worker
-from ibex.server.connections import EdgeServer
 from ibex.server.control import Control
+from ibex.server.edge.connections import EdgeServer
+from ibex.server.edge.lookups import Lookups
+from ibex.server.edge.middleware import Middleware
+from ibex.server.edge.ops import Operations
+from ibex.server.edge.protocol import EdgeProtocol
+from ibex.server.edge.routes import Routes
 from ibex.server.handover import Handover
-from ibex.server.lookups import Lookups
-from ibex.server.middleware import Middleware
-from ibex.server.ops import Operations
-from ibex.server.protocol import EdgeProtocol
-from ibex.server.routes import Routes
 from ibex.telemetry import AccessLog, Tracing, spawn
 
 OLDEST_AIOHTTP = (3, 14, 5)
@@ -113,8 +113,8 @@ class HttpServer:
         last_answers_from = loop.time() + HANDOVER_SECONDS
         while self._edge.connections and loop.time() < deadline and self._control.has_successor:
             for connection in self._edge.connections:
-                if isinstance(connection, EdgeProtocol):
-                    handover.give(connection)
+                if isinstance(connection, EdgeProtocol) and connection.is_at_rest and handover.give(connection.fd):
+                    connection.force_close()
             await asyncio.sleep(0.005)
             self._middleware.is_draining = loop.time() > last_answers_from
 

@@ -10,11 +10,11 @@ from ibex.config import Settings
 from ibex.errors import MethodNotAllowed, NotFound
 from ibex.pipeline.chat import ChatPipeline
 from ibex.pipeline.reply import Call
-from ibex.server.head import forwardable
-from ibex.server.inbound import Inbound, check_declared_body, read_body
-from ibex.server.lookups import Lookups
-from ibex.server.ops import Operations
-from ibex.server.wire import WireReply
+from ibex.server.edge.head import forwardable
+from ibex.server.edge.inbound import Inbound, check_declared_body, read_body
+from ibex.server.edge.lookups import Lookups
+from ibex.server.edge.ops import Operations
+from ibex.server.edge.wire import WireReply
 
 Handler = Callable[[Inbound, WireReply], Awaitable[None]]
 

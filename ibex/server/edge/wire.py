@@ -14,7 +14,7 @@ from uuid import UUID
 from aiohttp.web_protocol import RequestHandler
 
 from ibex.errors import RequestError
-from ibex.server.envelope import encode_error_item
+from ibex.server.edge.envelope import encode_error_item
 from ibex.telemetry import Metrics, StageClock
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}

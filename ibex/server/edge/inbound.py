@@ -15,7 +15,7 @@ from ibex.errors import PayloadTooLarge, RequestTimeout, UnsupportedMediaType, V
 from ibex.telemetry import RequestTrace, StageClock
 
 if TYPE_CHECKING:
-    from ibex.server.protocol import EdgeProtocol
+    from ibex.server.edge.protocol import EdgeProtocol
 
 BODY_GRACE_SHARE = 1 / 6
 """The share of `body_seconds` in which a body may be as slow as it likes to begin; then its rate counts."""

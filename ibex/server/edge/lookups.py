@@ -8,9 +8,9 @@ from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.models import ModelCatalog
 from ibex.pipeline.tenancy import check_path_organization
 from ibex.providers.models import Model
-from ibex.server.answers import answer_json
-from ibex.server.inbound import Inbound
-from ibex.server.wire import WireReply
+from ibex.server.edge.answers import answer_json
+from ibex.server.edge.inbound import Inbound
+from ibex.server.edge.wire import WireReply
 from ibex.telemetry import Stage
 
 NO_PERMISSIONS = Permission(0)

@@ -7,8 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from ibex.server.handover import has_unread
-from ibex.server.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Fault
+from ibex.server.edge.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Fault
 
 CLOSING_SECONDS = 30.0
 """How long a connection that is closed may take to hand over its last bytes."""
@@ -76,7 +75,7 @@ class EdgeServer(web.Server):
     def close_idle(self) -> None:
         """Close the connections that have no request, not even the beginning of one."""
         for connection in self.connections:
-            if isinstance(connection, EdgeProtocol) and connection.is_idle and not has_unread(connection):
+            if isinstance(connection, EdgeProtocol) and connection.is_idle and not connection.has_unread:
                 connection.force_close()
 
     def expire(self, head_seconds: float) -> None:

@@ -9,10 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ibex.errors import IbexError
 from ibex.runtime import Worker
-from ibex.server.answers import answer_json
 from ibex.server.control import Control
-from ibex.server.inbound import Inbound
-from ibex.server.wire import WireReply
+from ibex.server.edge.answers import answer_json
+from ibex.server.edge.inbound import Inbound
+from ibex.server.edge.wire import WireReply
 
 CHECK_SECONDS = 0.5
 ALL_CHECKS_SECONDS = 0.75
