@@ -101,6 +101,7 @@ async def open_worker(
             cache_size=settings.auth_cache_size,
             accepts_dev_token=settings.is_development,
             share=neighbours.share,
+            workers=settings.workers,
         )
         neighbours.on_share = authenticator.take_shared
         _run_until_closed(stack, authenticator.reread_forever(), "credential re-reads")

@@ -75,13 +75,14 @@ class Authenticator:
         cache_size: int,
         accepts_dev_token: bool,
         share: Share = keep_to_oneself,
+        workers: int = 1,
     ) -> None:
         self._reader = reader
         self._follower = follower
         self._accepts_dev_token = accepts_dev_token
         self._cache = PrincipalCache(cache_size, metrics)
         self._refusals = Refusals()
-        self._gate = StrangerGate()
+        self._gate = StrangerGate(workers=workers)
         self._fills: SingleFlight[Key, Entry | None] = SingleFlight("credential fill")
         self._share = share
         self._rereader = Rereader(reader, follower, self._cache, self._tell)

@@ -13,7 +13,7 @@ from ibex.pipeline.principals import Entry, Key
 ADDRESS_RATE, ADDRESS_BURST = 50.0, 200.0
 """Look-ups of unknown tokens a second from one address."""
 TOTAL_RATE, TOTAL_BURST = 500.0, 500.0
-"""Look-ups of unknown tokens a second in all."""
+"""Look-ups of unknown tokens a second in all: the workers of a node share them, since they share its database."""
 LONGEST_WAIT = 1.0
 REFUSED_SECONDS = 10.0
 MOST_ADDRESSES = 10_000
@@ -45,8 +45,8 @@ class _Bucket:
 class StrangerGate:
     """Places for look-ups of callers this process does not know. Callers known good never meet it."""
 
-    def __init__(self) -> None:
-        self._total = _Bucket(TOTAL_RATE, TOTAL_BURST)
+    def __init__(self, *, workers: int = 1) -> None:
+        self._total = _Bucket(TOTAL_RATE / workers, TOTAL_BURST / workers)
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     async def enter(self, address: str) -> None:

@@ -57,6 +57,14 @@ async def test_all_addresses_share_the_places_there_are(clock: Clock) -> None:
     assert outcomes[-1] == "refused"
 
 
+async def test_the_workers_of_a_node_share_the_places_there_are(clock: Clock) -> None:
+    gate = StrangerGate(workers=4)
+    outcomes = [await enter(gate, f"192.0.2.{number}") for number in range(300)]
+
+    assert outcomes.count("in") == outcomes.count("waits") == 125
+    assert outcomes[-1] == "refused"
+
+
 async def test_a_token_known_good_has_places_of_its_own_for_new_agents(clock: Clock) -> None:
     gate = StrangerGate()
     while await enter(gate, "192.0.2.1") != "refused":
