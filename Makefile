@@ -33,6 +33,9 @@ test-chaos: $(INSTALLED) ## Kill, hang and restart a house under load, CHAOS_ROU
 		CHAOS_OUTAGE_SECONDS="$${CHAOS_OUTAGE_SECONDS:-60}" \
 		$(BIN)/python -m pytest -o log_cli=true --log-cli-level=INFO tests/chaos
 
+test-security: $(INSTALLED) ## The security matrix, tenancy, two nodes, strangers and the HTTP edge alone
+	@$(BIN)/python -m pytest tests/security
+
 test-clients: $(INSTALLED) $(CLIENTS)/.installed ## Drive ibex with other people's clients, from an environment of their own
 	@IBEX_TEST_PYTHON="$(abspath $(BIN)/python)" $(CLIENTS)/bin/python -m pytest \
 		--confcutdir=tests/clients -W ignore tests/clients # their warnings are theirs
@@ -86,7 +89,7 @@ clean-data: ## Remove the development data directory .ibex (stop ibex first)
 .PHONY: help
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 INDEX := export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$${PIP_INDEX_URL-}}"; \
 	[ -n "$$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX

@@ -1,6 +1,6 @@
 """The security matrix, row by row, through real HTTP, on real stores.
 
-What needs more than one node (1.5 on every node) is not here.
+What needs more than one node (1.5 on every node) is in test_nodes.py; test_rows.py knows all rows.
 """
 
 import asyncio
@@ -157,8 +157,8 @@ async def test_every_caller_is_answered_as_the_matrix_says(cast: Cast, subtests:
                     assert answer[1]["x-should-retry"] == "false"
 
 
-async def test_every_other_error_wears_the_envelope_too(edge: Edge, subtests: pytest.Subtests) -> None:
-    """Rows 6.1–6.5 for what is not the caller's identity, and 7.1."""
+async def test_6_1_to_6_5_and_7_1_every_error_wears_the_envelope(edge: Edge, subtests: pytest.Subtests) -> None:
+    """For what is not the caller's identity."""
 
     async def get(path: str, method: str = "GET") -> Answer:
         async with edge.http.request(method, edge.url + path, headers=edge.headers()) as response:
