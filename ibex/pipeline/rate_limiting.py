@@ -22,9 +22,9 @@ from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.rate_limiting")
 
-BEAT_SECONDS = 15.0
+BEAT_SECONDS = 5.0
 """How often a node says that it is there."""
-BEATS_BELIEVED = 5
+BEATS_BELIEVED = 12
 """Answered beats whose greatest count is believed, a minute's: a Redis that was emptied has yet to hear of all."""
 
 ScopeName = Literal["org", "agent"]
@@ -123,7 +123,7 @@ class RateLimiter:
         return self._judge(await place)
 
     async def run(self) -> NoReturn:
-        """Tell Redis every 15 s that this node is there, and learn how many share the limits."""
+        """Tell Redis every 5 s that this node is there, and learn how many share the limits."""
         while True:
             await self.beat()
             await asyncio.sleep(BEAT_SECONDS)

@@ -9,7 +9,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -140,8 +139,6 @@ class Nodes:
     valkey: Valkey
     upstream: str
     """The sandbox's base URL."""
-    started_at: float
-    """By the monotonic clock."""
 
     @property
     def redis_url(self) -> str:
@@ -262,7 +259,7 @@ def run_nodes() -> Iterator[Nodes]:
             IBEX_CLICKHOUSE_DSN=addresses.clickhouse,
             **shared,
         )
-        yield Nodes((first, second), addresses, valkey, upstream.base_url, time.monotonic())
+        yield Nodes((first, second), addresses, valkey, upstream.base_url)
 
 
 def _start(stack: contextlib.ExitStack, **settings: str) -> House:

@@ -1,12 +1,15 @@
 """Rate limits over two nodes of two workers each, one of which may not load scripts: exact, shared out, and exact."""
 
 import asyncio
-import time
 from collections import Counter
 
+import redis
+
 from ibex.pipeline.rate_limiting import BEAT_SECONDS
+from ibex.stores.rate_limits import NODES_KEY
 from tests.security.nodes import CHAT, Answer, Line, Nodes
 from tests.tenants import Tenant, make_tenant
+from tests.waiting import eventually
 
 
 async def ask_at_once(nodes: Nodes, tenant: Tenant, count: int) -> list[Answer]:
@@ -23,6 +26,13 @@ async def wait_until_counted_together(lines: list[Line], tenant: Tenant) -> None
             if seen == list(range(seen[0], seen[0] - len(lines), -1)):
                 return
             await asyncio.sleep(0.05)
+
+
+async def wait_until_each_knows_the_other(nodes: Nodes) -> None:
+    """Return when both have said that they are there, and each worker has had the time to count them."""
+    with redis.from_url(nodes.redis_url) as client:
+        await eventually(lambda: client.zcard(NODES_KEY) == 2)
+    await asyncio.sleep(BEAT_SECONDS + 1)
 
 
 def statuses(answers: list[Answer]) -> Counter[int]:
@@ -69,8 +79,7 @@ async def test_without_redis_each_worker_keeps_to_its_share_and_with_it_again_th
         await admin.set_limit(scratch.org_id, 100_000)
         for line in lines:
             assert (await line.ask(scratch)).status == (await line.ask(tenant)).status == 200
-        # the first node learns of the second by its own next beat
-        await asyncio.sleep(nodes.started_at + BEAT_SECONDS + 2 - time.monotonic())
+        await wait_until_each_knows_the_other(nodes)
         nodes.valkey.stop()
         try:
             for line in lines:
