@@ -1,13 +1,13 @@
 """All client connections of one worker: counted, capped, and none left behind."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from ibex.server.edge.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Fault
+from ibex.server.edge.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Refuse, Serve
 
 CLOSING_SECONDS = 30.0
 """How long a connection that is closed may take to hand over its last bytes."""
@@ -28,15 +28,16 @@ class EdgeServer(web.Server):
 
     def __init__(
         self,
-        handler: Callable[[web.BaseRequest], Awaitable[Any]],
-        on_fault: Fault,
+        serve: Serve,
+        refuse: Refuse,
         *,
         max_connections: int,
         max_per_address: int,
         on_count: Callable[[int], None],
     ) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self._on_fault = on_fault
+        super().__init__(_nobody, handler_cancellation=True)
+        self._serve = serve
+        self._refuse = refuse
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._on_count = on_count
@@ -46,7 +47,7 @@ class EdgeServer(web.Server):
         """Whether an address (a trusted proxy's) is not counted by itself."""
 
     def __call__(self) -> EdgeProtocol:
-        return EdgeProtocol(self, loop=self._loop, on_fault=self._on_fault, **_OPTIONS)
+        return EdgeProtocol(self, loop=self._loop, serve=self._serve, refuse=self._refuse, **_OPTIONS)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         """Count a connection; over a cap it is closed."""
@@ -89,6 +90,11 @@ class EdgeServer(web.Server):
                 connection.closing_since = moment
             elif moment - connection.closing_since > CLOSING_SECONDS:
                 transport.abort()
+
+
+async def _nobody(_request: web.BaseRequest) -> web.StreamResponse:
+    """aiohttp wants a handler; the connections serve by themselves."""
+    raise NotImplementedError
 
 
 def _peer_address(transport: Any) -> str:

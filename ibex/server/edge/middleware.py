@@ -6,7 +6,10 @@ import logging
 import time
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import ERROR as NO_REQUEST
 
 from ibex.config import Settings
 from ibex.errors import InternalError, RequestError
@@ -33,7 +36,7 @@ CLIENT_LEFT = 499
 
 
 class Middleware:
-    """Takes each request from aiohttp, has its route answer it, and sees to what all requests share."""
+    """Takes each request from its connection, has its route answer it, and sees to what all requests share."""
 
     def __init__(
         self, settings: Settings, routes: Routes, metrics: Metrics, tracing: Tracing, access_log: AccessLog
@@ -52,19 +55,19 @@ class Middleware:
         """Whether an address is a trusted proxy's."""
         return is_trusted(address, self._trusted)
 
-    async def handle(self, request: web.BaseRequest) -> WireReply:
+    async def serve(self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader) -> WireReply:
         """Answer one request; the reply is on the wire when this returns."""
-        return await self._serve(request, find_head_fault(request._message))
+        return await self._serve(protocol, message, payload, find_head_fault(message))
 
-    async def handle_fault(self, request: web.BaseRequest, error: RequestError) -> WireReply:
+    async def refuse(self, protocol: EdgeProtocol, error: RequestError) -> WireReply:
         """Answer bytes that were no request."""
-        return await self._serve(request, error)
+        return await self._serve(protocol, NO_REQUEST, EMPTY_PAYLOAD, error)
 
-    async def _serve(self, request: web.BaseRequest, fault: RequestError | None) -> WireReply:
-        protocol = request._protocol  # the connection itself: replies are written to its transport
-        assert isinstance(protocol, EdgeProtocol)  # noqa: S101
-        inbound = self._receive(request, protocol)
-        reply = self._make_reply(request, inbound, is_last=fault is not None or self.is_draining)
+    async def _serve(
+        self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader, fault: RequestError | None
+    ) -> WireReply:
+        inbound = self._receive(protocol, message, payload)
+        reply = self._make_reply(message, inbound, is_last=fault is not None or self.is_draining)
         self.in_flight += 1
         route = "unmatched"
         try:
@@ -90,8 +93,7 @@ class Middleware:
             await protocol.linger()
         return reply
 
-    def _receive(self, request: web.BaseRequest, protocol: EdgeProtocol) -> Inbound:
-        message = request._message  # the raw target: parsing it as a URL costs and can fail
+    def _receive(self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader) -> Inbound:
         started = protocol.begin_request()
         clock = StageClock(started, time.time() - (time.perf_counter() - started))
         headers = message.headers or NO_HEADERS
@@ -100,7 +102,7 @@ class Middleware:
             path=read_path(message.path),
             is_http10=message.version < (1, 1),
             headers=headers,
-            payload=request.content,
+            payload=payload,
             protocol=protocol,
             address=find_address(protocol.address, headers, self._trusted),
             request_id=choose_request_id(headers.get("X-Request-ID")),
@@ -108,9 +110,9 @@ class Middleware:
             trace=self._tracing.begin(headers.get("traceparent")),
         )
 
-    def _make_reply(self, request: web.BaseRequest, inbound: Inbound, *, is_last: bool) -> WireReply:
+    def _make_reply(self, message: RawRequestMessage, inbound: Inbound, *, is_last: bool) -> WireReply:
         headers = inbound.headers
-        is_last = is_last or "Transfer-Encoding" in headers or "Upgrade" in headers or request._message.should_close
+        is_last = is_last or "Transfer-Encoding" in headers or "Upgrade" in headers or message.should_close
         return WireReply(
             inbound.protocol,
             inbound.clock,

@@ -21,7 +21,7 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" fo
 
 
 class WireReply:
-    """One reply on one connection: what the pipeline writes to, and what aiohttp takes for a finished response."""
+    """One reply on one connection: what the pipeline writes to."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class WireReply:
         slow_client_seconds: float = 60.0,
     ) -> None:
         self.keep_alive = keeps_alive
-        """Whether the connection may take another request; aiohttp reads this."""
+        """Whether the connection may take another request."""
         self.status = 0
         """The status that was begun; 0 before."""
         self.has_left = False
@@ -126,12 +126,6 @@ class WireReply:
             if self._protocol.transport is not None:
                 self._protocol.transport.abort()
             raise ConnectionResetError("the client takes nothing") from None
-
-    async def prepare(self, _request: object) -> None:
-        """Called by aiohttp after the handler: everything has been written."""
-
-    async def write_eof(self) -> None:
-        """Called by aiohttp after `prepare`: the body has been ended, or cut on purpose."""
 
 
 _date: tuple[int, str] = (0, "")
