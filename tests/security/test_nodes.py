@@ -252,10 +252,10 @@ async def test_whom_one_worker_knows_all_of_its_node_serve_while_postgres_hangs(
             assert (await lines[0].ask(known)).status == 200
         await replace_worker(first, worker_pids(first)[1])
         # What a successor is told is void until it has read it again, as it did not hear what changed before its time.
-        await asyncio.sleep(2 * rereading.PAUSE_SECONDS)
+        await asyncio.sleep(1.5 * rereading.PAUSE_SECONDS)
         async with nodes.lines() as lines:
             with frozen_postgres(first):
-                await asyncio.sleep(TRUST_SECONDS + 1)
+                await asyncio.sleep(TRUST_SECONDS + 0.5)
                 assert await ask_each(lines, known) == [None, None, "SERVICE_DEGRADED", "SERVICE_DEGRADED"]
                 assert await ask_each(lines, unknown) == ["SERVICE_DEGRADED"] * 4
             for tenant in (known, unknown):
