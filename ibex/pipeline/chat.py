@@ -40,7 +40,7 @@ REPLAYED_HEADERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request that has been read, and the way back."""
 

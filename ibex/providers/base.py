@@ -16,7 +16,7 @@ RELEASE_SECONDS: Final = 1.0
 """How long the end of a stream that is whole may take to come, so that its connection can be kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ProviderCall:
     """One chat request on its way to a provider. `repr` shows none of its content."""
 

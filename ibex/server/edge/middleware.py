@@ -28,6 +28,7 @@ from ibex.server.edge.protocol import EdgeProtocol
 from ibex.server.edge.routes import Routes
 from ibex.server.edge.wire import WireReply
 from ibex.telemetry import AccessLog, Metrics, Stage, StageClock, Tracing
+from ibex.telemetry.metrics import CounterChild, HistogramChild
 
 log = logging.getLogger("ibex.server")
 
@@ -50,6 +51,9 @@ class Middleware:
         self.is_draining = False
         """From then on each answer is the last of its connection."""
         self.in_flight = 0
+        self._counters: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
+        self._json_overhead = metrics.overhead_seconds.labels("false")
+        self._stream_overhead = metrics.overhead_seconds.labels("true")
 
     def is_trusted(self, address: str) -> bool:
         """Whether an address is a trusted proxy's."""
@@ -150,15 +154,16 @@ class Middleware:
 
     def _account(self, inbound: Inbound, reply: WireReply, route: str) -> None:
         """Count a request that is over, log its line, make its spans."""
-        clock, metrics = inbound.clock, self._metrics
+        clock = inbound.clock
         elapsed = clock.elapsed()
         status = str(reply.status if reply.has_left else CLIENT_LEFT)
         method = inbound.method if inbound.method in KNOWN_METHODS else "other"
-        metrics.requests_total.labels(route, method, status).inc()
-        metrics.request_duration_seconds.labels(route, method, status).observe(elapsed)
+        requests, durations = self._counters.get((route, method, status)) or self._count_as(route, method, status)
+        requests.inc()
+        durations.observe(elapsed)
         if clock.first_byte_out is not None and route == "chat":
             overhead = clock.first_byte_out - clock.started - clock.seconds(Stage.PROVIDER)
-            metrics.overhead_seconds.labels("true" if reply.is_stream else "false").observe(max(0.0, overhead))
+            (self._stream_overhead if reply.is_stream else self._json_overhead).observe(max(0.0, overhead))
         if inbound.trace is not None and inbound.trace.is_sampled:
             self._tracing.record(
                 inbound.trace,
@@ -168,17 +173,27 @@ class Middleware:
                 int(status),
             )
         if self._access_log.is_enabled:
-            self._access_log.write(clock.wall_now(), self._access_facts(inbound, reply, route, status, elapsed))
+            facts = _access_facts(inbound, reply, route, method, status, elapsed)
+            self._access_log.write(clock.wall_started + elapsed, facts)
 
-    @staticmethod
-    def _access_facts(inbound: Inbound, reply: WireReply, route: str, status: str, elapsed: float) -> dict[str, Any]:
-        return {
-            "method": inbound.method if inbound.method in KNOWN_METHODS else "other",
-            "route": route,
-            "status": int(status),
-            "duration_ms": round(elapsed * 1e3, 3),
-            "stream": reply.is_stream,
-            "request_id": str(inbound.request_id),
-            "turn_id": inbound.reply_headers.get("X-IBEX-Turn-ID"),
-            "trace_id": None if inbound.trace is None else inbound.trace.trace_id_hex,
-        }
+    def _count_as(self, route: str, method: str, status: str) -> tuple[CounterChild, HistogramChild]:
+        """The two series of this kind of request, looked up once."""
+        labels = (route, method, status)
+        found = self._metrics.requests_total.labels(*labels), self._metrics.request_duration_seconds.labels(*labels)
+        self._counters[labels] = found
+        return found
+
+
+def _access_facts(
+    inbound: Inbound, reply: WireReply, route: str, method: str, status: str, elapsed: float
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "route": route,
+        "status": int(status),
+        "duration_ms": round(elapsed * 1e3, 3),
+        "stream": reply.is_stream,
+        "request_id": reply.request_id,
+        "turn_id": inbound.reply_headers.get("X-IBEX-Turn-ID"),
+        "trace_id": None if inbound.trace is None else inbound.trace.trace_id_hex,
+    }

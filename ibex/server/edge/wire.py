@@ -45,7 +45,9 @@ class WireReply:
         self._protocol = protocol
         self._clock = clock
         self._metrics = metrics
-        self._request_id = request_id
+        self.request_id = str(request_id)
+        """As the response's header says it."""
+        self._request_uuid = request_id
         self._trace_id = trace_id
         self._is_http10 = is_http10
         self._is_head_only = is_head_only
@@ -62,7 +64,7 @@ class WireReply:
             self.keep_alive = False
         lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n", _date_line()]
         lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
-        lines.append(f"X-Request-ID: {self._request_id}\r\nX-Response-Time: {self._clock.elapsed() * 1e3:.3f}\r\n")
+        lines.append(f"X-Request-ID: {self.request_id}\r\nX-Response-Time: {self._clock.elapsed() * 1e3:.3f}\r\n")
         if self._trace_id is not None:
             lines.append(f"X-Trace-ID: {self._trace_id}\r\n")
         if length is not None:
@@ -96,7 +98,7 @@ class WireReply:
         if transport is None:
             return
         if self.is_stream:
-            self._send(self._frame(encode_error_item(error, self._request_id)))
+            self._send(self._frame(encode_error_item(error, self._request_uuid)))
             transport.close()
         else:
             transport.abort()
