@@ -12,7 +12,7 @@ from ibex.domain.chat import ChatRequest, read_chat, weave
 from ibex.domain.completions import Fate, StreamReader, read_usage
 from ibex.domain.directives import Directive
 from ibex.domain.identity import Principal
-from ibex.domain.turns import mint_turn_id
+from ibex.domain.turns import TurnId, mint_turn_id
 from ibex.errors import ProviderUnavailable, RequestError, ServiceDegraded, StoreUnavailable, ValidationFailed
 from ibex.pipeline.authentication import Authenticator, read_bearer
 from ibex.pipeline.directives import DirectiveBook
@@ -107,9 +107,10 @@ class ChatPipeline:
 
     async def _take_turn(self, exchange: Exchange, claim: Claim | None) -> None:
         """Forward and relay; whatever ends the exchange ends its turn, once."""
-        external_id = choose_session(exchange.call.session_id)
+        turn_id = mint_turn_id()
+        external_id = choose_session(exchange.call.session_id, turn_id)
         self.journal.check_room()
-        turn = self._open_turn(exchange, external_id)
+        turn = self._open_turn(exchange, turn_id, external_id)
         exchange.call.headers["X-IBEX-Turn-ID"] = str(turn.facts.turn_id)
         exchange.call.headers["X-IBEX-Session-ID"] = external_id
         reply = exchange.reply
@@ -206,7 +207,7 @@ class ChatPipeline:
     async def _replay(self, exchange: Exchange, stored: StoredReply) -> None:
         """Give a kept reply again: its own turn and session in the headers, a turn of its own in the traces."""
         call, reply = exchange.call, exchange.reply
-        turn = self._open_turn(exchange, stored.external_id, replay_of=stored.turn_id)
+        turn = self._open_turn(exchange, mint_turn_id(), stored.external_id, replay_of=stored.turn_id)
         call.headers.update(stored.headers)
         call.headers["X-IBEX-Turn-ID"] = str(stored.turn_id)
         call.headers["X-IBEX-Session-ID"] = stored.external_id
@@ -215,10 +216,12 @@ class ChatPipeline:
         await _keep(turn.close_replayed(), None, call, turn, [])
         await reply.finish(stored.body)
 
-    def _open_turn(self, exchange: Exchange, external_id: str, *, replay_of: UUID | None = None) -> OpenTurn:
+    def _open_turn(
+        self, exchange: Exchange, turn_id: TurnId, external_id: str, *, replay_of: UUID | None = None
+    ) -> OpenTurn:
         principal, request, directive = exchange.principal, exchange.request, exchange.directive
         facts = TurnFacts(
-            turn_id=mint_turn_id(),
+            turn_id=turn_id,
             request_id=exchange.call.request_id,
             org_id=principal.org_id,
             agent_id=principal.agent_id,
@@ -247,7 +250,7 @@ async def _keep(
         is_committed = await asyncio.shield(claim.store_after(committed, _to_stored_reply(call, turn, body)))
     else:
         try:
-            await asyncio.shield(committed)
+            await committed  # the future alone may be cancelled with the request: the record is under way
         except StoreUnavailable:
             is_committed = False
         else:

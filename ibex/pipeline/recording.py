@@ -1,7 +1,6 @@
 """The end of a turn: however it comes, it happens once, and one place turns it into a journal entry."""
 
 import asyncio
-import logging
 from hashlib import sha256
 from time import perf_counter
 from uuid import UUID
@@ -10,11 +9,9 @@ import msgspec
 
 from ibex.domain.completions import Usage
 from ibex.domain.turns import Outcome, Turn, TurnId
-from ibex.errors import RequestError, StoreUnavailable
+from ibex.errors import RequestError
 from ibex.stores.journal import Journal
 from ibex.telemetry import Metrics, Stage, StageClock
-
-log = logging.getLogger("ibex.recording")
 
 CLIENT_LEFT = 499
 """The status recorded for a client that hung up before it was answered, as nginx has it."""
@@ -107,9 +104,7 @@ class OpenTurn:
             return None
         self._is_closed = True
         self._count(outcome, usage)
-        committed = self._journal.record(self._to_turn(outcome, status, usage, has_checkpoint, is_complete, error_code))
-        committed.add_done_callback(_log_loss)
-        return committed
+        return self._journal.record(self._to_turn(outcome, status, usage, has_checkpoint, is_complete, error_code))
 
     def _to_turn(
         self,
@@ -177,9 +172,3 @@ class OpenTurn:
             metrics.stream_client_disconnects_total.inc()
         elif outcome is Outcome.INCOMPLETE:
             metrics.stream_upstream_disconnects_total.inc()
-
-
-def _log_loss(committed: asyncio.Future[None]) -> None:
-    """Say that a turn could not be kept: its client was told the same by the missing end of the reply."""
-    if not committed.cancelled() and isinstance(committed.exception(), StoreUnavailable):
-        log.error("turn not recorded")

@@ -1,6 +1,6 @@
 """Which session a turn belongs to."""
 
-from ibex.domain.turns import is_external_id, mint_uuid7
+from ibex.domain.turns import TurnId, is_external_id
 from ibex.errors import ValidationFailed
 
 
@@ -12,7 +12,7 @@ def check_session(header: str | None) -> None:
         )
 
 
-def choose_session(header: str | None) -> str:
-    """The session's external id: the client's, else a new one; raises ValidationFailed for one that cannot be."""
+def choose_session(header: str | None, turn_id: TurnId) -> str:
+    """The session's external id: the client's, checked, else a new one named by its first turn."""
     check_session(header)
-    return f"sess_{mint_uuid7().hex}" if header is None else header
+    return f"sess_{turn_id.hex}" if header is None else header
