@@ -1,6 +1,7 @@
 """The lean HTTP/1.1 client of the hot path: a pool of kept connections to one base URL."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from ibex.providers.answer import Answer
 from ibex.providers.connection import Connection, ConnectionStale, Deadlines
 from ibex.providers.proxies import Proxy, Tunnel, TunnelRefused
 
+log = logging.getLogger("ibex.providers")
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 MAX_IDLE_CONNECTIONS: Final = 1024
@@ -19,6 +22,10 @@ MAX_IDLE_CONNECTIONS: Final = 1024
 
 class ConnectFailed(ProviderUnavailable):
     """The model provider could not be reached."""
+
+
+class CertificateRefused(ProviderUnavailable):
+    """The model provider's certificate could not be verified."""
 
 
 class ConnectTimedOut(ProviderTimeout):
@@ -128,7 +135,10 @@ class Transport:
                 connection = await (self._connect_directly() if self._proxy is None else self._dig(self._proxy))
         except TimeoutError as error:
             raise ConnectTimedOut from error
-        except OSError as error:  # refused, unreachable, no such name, and every fault of TLS
+        except ssl.SSLCertVerificationError as error:  # no retry mends it
+            log.warning("certificate refused", extra={"host": self._host, "reason": error.verify_message})
+            raise CertificateRefused from error
+        except OSError as error:  # refused, unreachable, no such name, and every other fault of TLS
             raise ConnectFailed(_explain(error)) from error
         if not connection.is_closed:
             self._connections.add(connection)
@@ -198,8 +208,6 @@ def _line(name: bytes, value: bytes) -> bytes:
 
 def _explain(error: OSError) -> str:
     """What a client may know of why there is no connection: neither the address nor a library's words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "The model provider's certificate could not be verified."
     if isinstance(error, TunnelRefused):
         return str(error)
     if isinstance(error, ssl.SSLError):

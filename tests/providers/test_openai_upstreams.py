@@ -37,12 +37,17 @@ async def test_an_upstream_of_a_private_authority_passes_chat_and_stream(certifi
         await provider.close()
 
 
-async def test_an_upstream_of_an_unknown_authority_is_refused(certificates: Any) -> None:
+async def test_an_upstream_of_an_unknown_authority_is_refused_without_a_retry_and_logged(
+    certificates: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async with (
         Sandbox.serve(api_key=KEY, ssl_context=certificates.serving("127.0.0.1")) as sandbox,
         open_provider(sandbox.base_url) as provider,
     ):
-        assert "certificate" in (await fail(provider, call())).message
+        error = await fail(provider, call())
+    assert "certificate" in error.message
+    assert error.attempts == 1
+    assert caplog.messages == ["certificate refused"]
 
 
 async def test_a_refused_key_is_logged_once_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
