@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ibex.providers.answer import ConnectionCut
-from ibex.providers.transport import ConnectFailed, ConnectTimedOut, Transport, make_ssl_context
+from ibex.providers.transport import CertificateRefused, ConnectFailed, ConnectTimedOut, Transport, make_ssl_context
 from tests.providers.upstream import LONG, Talk, answer_all, ask, open_transport, post, serve_script, until
 
 
@@ -84,7 +84,7 @@ async def test_a_certificate_for_another_name_is_refused(certificates: Any) -> N
         serve_script(answer_all, ssl_context=context) as upstream,
         open_transport(upstream.base_url, ssl_context=certificates.trusting()) as transport,
     ):
-        with pytest.raises(ConnectFailed, match="certificate"):
+        with pytest.raises(CertificateRefused, match="certificate"):
             await ask(transport)
         assert upstream.requests == []
 
@@ -95,7 +95,7 @@ async def test_an_unknown_authority_is_refused_by_default(certificates: Any) -> 
         serve_script(answer_all, ssl_context=context) as upstream,
         open_transport(upstream.base_url) as transport,
     ):
-        with pytest.raises(ConnectFailed, match="certificate"):
+        with pytest.raises(CertificateRefused, match="certificate"):
             await ask(transport)
 
 
