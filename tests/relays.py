@@ -24,6 +24,9 @@ class Relay:
         """The store's DSN, by way of this relay."""
         where = urlsplit(self._behind)
         credentials = where.netloc.rpartition("@")[0]
+        if where.scheme == "unix":
+            database = parse_qs(where.query).get("db", ["0"])[0]
+            return f"redis://{credentials}@127.0.0.1:{self._port}/{database}"
         return where._replace(netloc=f"{credentials}@127.0.0.1:{self._port}", query="").geturl()
 
     async def start(self) -> None:
@@ -67,6 +70,8 @@ class Relay:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         where = urlsplit(self._behind)
+        if where.scheme == "unix":
+            return await asyncio.open_unix_connection(where.path)
         directory = parse_qs(where.query).get("host", [""])[0]
         if directory.startswith("/"):
             port = parse_qs(where.query).get("port", [str(where.port or 5432)])[0]

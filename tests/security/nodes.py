@@ -139,6 +139,8 @@ class Nodes:
     valkey: Valkey
     upstream: str
     """The sandbox's base URL."""
+    settings: dict[str, str]
+    """The second node's, which owns no store."""
 
     @property
     def redis_url(self) -> str:
@@ -165,6 +167,12 @@ class Nodes:
         finally:
             for line in lines:
                 line.close()
+
+    @contextlib.contextmanager
+    def another(self, **settings: str) -> Iterator[House]:
+        """A third node, of one worker, with these settings changed."""
+        with contextlib.ExitStack() as stack:
+            yield _start(stack, **self.settings | {"IBEX_WORKERS": "1"} | settings)
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[IdentityAdmin]:
@@ -251,15 +259,14 @@ def run_nodes() -> Iterator[Nodes]:
         first = _start(stack, IBEX_REDIS_URL=valkey.url, **shared)
         data_dir = Path(first.environ["IBEX_DATA_DIR"])
         addresses = resolve_addresses(Settings(data_dir=data_dir, redis_url=valkey.url))
-        second = _start(
-            stack,
-            IBEX_REDIS_URL=valkey.url.replace("unix://", f"unix://{WITHOUT_SCRIPTS}:any@"),
-            IBEX_POSTGRES_DSN=addresses.postgres,
-            IBEX_POSTGRES_ADMIN_DSN=addresses.postgres_admin,
-            IBEX_CLICKHOUSE_DSN=addresses.clickhouse,
-            **shared,
-        )
-        yield Nodes((first, second), addresses, valkey, upstream.base_url)
+        guest = shared | {
+            "IBEX_REDIS_URL": valkey.url.replace("unix://", f"unix://{WITHOUT_SCRIPTS}:any@"),
+            "IBEX_POSTGRES_DSN": addresses.postgres,
+            "IBEX_POSTGRES_ADMIN_DSN": addresses.postgres_admin,
+            "IBEX_CLICKHOUSE_DSN": addresses.clickhouse,
+        }
+        second = _start(stack, **guest)
+        yield Nodes((first, second), addresses, valkey, upstream.base_url, guest)
 
 
 def _start(stack: contextlib.ExitStack, **settings: str) -> House:

@@ -1,6 +1,7 @@
 """What an operator changes, followed by every worker of two nodes, whatever becomes of Redis or of Postgres."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from ibex.pipeline.changes import TRUST_SECONDS
 from ibex.stores.identity_admin import IdentityAdmin
 from ibex.stores.redis_subscription import publish_changes
 from tests.acceptance.conftest import House
+from tests.relays import relayed
 from tests.security.nodes import CHAT, PROBE, Line, Nodes, worker_pids
 from tests.tenants import Tenant, make_tenant
 from tests.valkey import Valkey
@@ -215,6 +217,26 @@ async def test_a_revocation_outlives_an_emptied_redis(nodes: Nodes) -> None:
         assert await ask_each(lines, tenant) == ["INVALID_TOKEN"] * 4
 
 
+async def test_a_node_that_redis_is_cut_off_from_follows_what_another_is_told(nodes: Nodes) -> None:
+    """The network swallows what goes to and fro, in the one node's sight, while Redis and the other node are well."""
+    async with nodes.admin() as admin, relayed(nodes.redis_url) as relay:
+        with nodes.another(IBEX_REDIS_URL=relay.dsn) as house, contextlib.closing(Line(house.url)) as cut_off:
+            async with nodes.lines() as well:
+                revoked, bystander = await make_tenant(admin, "Revoked"), await make_tenant(admin, "Bystander")
+                lines = [well[0], cut_off]
+                assert await ask_each(lines, revoked) == await ask_each(lines, bystander) == [None] * 2
+
+                relay.hold()
+                told = asyncio.create_task(first_sight([well[0]], refusal(revoked, "INVALID_TOKEN")))
+                untold = asyncio.create_task(first_sight([cut_off], refusal(revoked, "INVALID_TOKEN")))
+                revoked_at = await revoke(admin, revoked.token_id)
+                assert await publish_changes(nodes.redis_url, [("token", revoked.token_id)])
+                log.info("revocation lag: %.3f s; cut off: %.3f s", await told - revoked_at, await untold - revoked_at)
+                assert await untold - revoked_at < PROMISED_SECONDS
+                assert await ask_each(lines, bystander) == [None] * 2
+                relay.release()
+
+
 @contextmanager
 def frozen_postgres(house: House) -> Iterator[None]:
     """Every process of the node's Postgres stopped in its tracks."""
@@ -244,21 +266,27 @@ def _is_postgres(pid: int) -> bool:
 
 
 async def test_whom_one_worker_knows_all_of_its_node_serve_while_postgres_hangs(nodes: Nodes) -> None:
-    """A neighbour that never saw the caller, and a worker that was started since."""
-    first = nodes.houses[0]
+    """A neighbour that never saw the caller, a worker that was started since, and all there are after a reload."""
+    replacing, reloading = nodes.houses
     async with nodes.admin() as admin:
-        known, unknown = await make_tenant(admin, "Known"), await make_tenant(admin, "Unknown")
+        here, there, nowhere = [await make_tenant(admin, f"Known {where}") for where in ("here", "there", "nowhere")]
         async with nodes.lines() as lines:
-            assert (await lines[0].ask(known)).status == 200
-        await replace_worker(first, worker_pids(first)[1])
+            assert (await lines[0].ask(here)).status == 200
+            assert (await lines[2].ask(there)).status == 200
+        before = worker_pids(reloading)
+        await asyncio.gather(
+            replace_worker(replacing, worker_pids(replacing)[1]), asyncio.to_thread(reloading.ctl, "reload")
+        )
+        assert not set(before) & set(worker_pids(reloading))
         # What a successor is told is void until it has read it again, as it did not hear what changed before its time.
         await asyncio.sleep(1.5 * rereading.PAUSE_SECONDS)
         async with nodes.lines() as lines:
-            with frozen_postgres(first):
+            with frozen_postgres(replacing):
                 await asyncio.sleep(TRUST_SECONDS + 0.5)
-                assert await ask_each(lines, known) == [None, None, "SERVICE_DEGRADED", "SERVICE_DEGRADED"]
-                assert await ask_each(lines, unknown) == ["SERVICE_DEGRADED"] * 4
-            for tenant in (known, unknown):
+                assert await ask_each(lines, here) == [None, None, "SERVICE_DEGRADED", "SERVICE_DEGRADED"]
+                assert await ask_each(lines, there) == ["SERVICE_DEGRADED", "SERVICE_DEGRADED", None, None]
+                assert await ask_each(lines, nowhere) == ["SERVICE_DEGRADED"] * 4
+            for tenant in (here, there, nowhere):
                 await first_sight(lines, refusal(tenant, None))
 
 
