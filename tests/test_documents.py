@@ -100,6 +100,13 @@ def test_files_and_make_targets_that_are_named_exist(path: Path) -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+def test_every_documented_make_target_is_in_the_guide() -> None:
+    guide = (DOCS / "DEVELOPMENT_GUIDE.md").read_text()
+    targets = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+    assert [target for target in targets if f"| `make {target}` |" not in guide] == []
+
+
 @pytest.mark.parametrize("path", ADRS, ids=names(ADRS))
 def test_a_decision_record_is_listed_and_has_its_three_parts(path: Path) -> None:
     text = path.read_text()
