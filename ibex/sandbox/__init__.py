@@ -12,7 +12,10 @@ text that says where it comes from. Every answer carries `"system_fingerprint": 
 A request can ask for trouble: a JSON object in its own field `metadata.sandbox` (which passes through a proxy; as text
 too, since OpenAI's metadata holds only strings), or in the header `X-Sandbox`. Its members are the fields of
 `ibex.sandbox.requests.Controls`: `{"status": 503, "times": 2}` fails twice, `{"cut_after": 3}` breaks the connection
-after three events, `{"delay_ms": 200}` waits first, `{"hang_after": 1}` falls silent.
+after three events, `{"delay_ms": 200}` waits first, `{"hang_after": 1}` falls silent. `{"raw": "SFRUUC8yIG9kZA=="}`
+writes these bytes (in base64) in place of an answer, head included, and closes: wrong framing, two lengths, a head that
+is none. With `"stays_open": true` the connection takes further requests, so that bytes beyond an answer's end can be
+sent to whoever asks next.
 """
 
 from ibex.sandbox.requests import ChatRequest, Controls

@@ -74,6 +74,13 @@ class Peer(asyncio.Protocol):
         self._transport.write(self._head(status, content_type, headers, len(body)) + body)
         self._end("complete")
 
+    def send_raw(self, data: bytes, *, stays_open: bool) -> None:
+        """Send bytes that need not be an answer at all."""
+        self._transport.write(data)
+        self._end("complete")
+        if not stays_open:
+            self._transport.close()
+
     def begin(self, status: int, content_type: str, headers: Mapping[str, str], *, length: int | None = None) -> None:
         """Send the head of an answer whose body comes in pieces: chunked, unless its length is given."""
         self._is_chunked = length is None

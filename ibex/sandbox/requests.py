@@ -52,6 +52,10 @@ class Controls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Know no `stream_options`."""
     piece_bytes: int | None = None
     """Write a body in pieces of this size, the gap between two."""
+    raw: bytes | None = None
+    """The whole answer in base64, head included: written as it is, proper HTTP or not, and the connection closed."""
+    stays_open: bool = False
+    """After `raw`, keep the connection for the next request, as if the answer had been a proper one."""
 
 
 class StreamOptions(msgspec.Struct):

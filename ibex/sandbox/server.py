@@ -125,6 +125,8 @@ class Sandbox:
             await asyncio.sleep(HANG_SECONDS)
         elif controls.status is not None and self._is_failure_due(controls, request.body):
             self._fail(peer, controls)
+        elif controls.raw is not None:
+            peer.send_raw(controls.raw, stays_open=controls.stays_open)
         elif chat.stream and controls.body is None:
             await self._stream(peer, chat, controls)
         else:
@@ -196,5 +198,12 @@ class Sandbox:
 
 
 def _is_troubled(controls: Controls) -> bool:
-    asked = (controls.status, controls.cut_after, controls.hang_after, controls.piece_bytes, controls.content_type)
+    asked = (
+        controls.status,
+        controls.cut_after,
+        controls.hang_after,
+        controls.piece_bytes,
+        controls.content_type,
+        controls.raw,
+    )
     return any(found is not None for found in asked)

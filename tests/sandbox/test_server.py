@@ -1,10 +1,12 @@
 """The sandbox as OpenAI's own SDK and a plain HTTP client see it."""
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import openai
@@ -263,6 +265,28 @@ async def test_answers_can_be_anything(http: aiohttp.ClientSession, sandbox: San
     assert raw.endswith(b"data: [DONE]\r\n\r\n")
     _, raw = await post(http, sandbox, chat(controls={"piece_bytes": 3, "delay_ms": 1}, stream=True))
     assert raw.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+async def test_bytes_are_sent_as_they_are_given(sandbox: Sandbox, stays_open: bool) -> None:
+    odd = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx\xff\0HTTP/2 garbage"
+    body = json.dumps(chat(controls={"raw": base64.b64encode(odd).decode(), "stays_open": stays_open})).encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    url = urlsplit(sandbox.base_url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(request)
+    assert await reader.readexactly(len(odd)) == odd
+    if stays_open:
+        writer.write(request)
+        assert await reader.readexactly(len(odd)) == odd
+        writer.write_eof()
+    assert await reader.read() == b""
+    assert [entry.ended for entry in sandbox.requests.last()] == ["complete"] * (1 + stays_open)
+    writer.close()
+
+
+async def test_bytes_in_no_base64_are_refused(http: aiohttp.ClientSession, sandbox: Sandbox) -> None:
+    assert (await post(http, sandbox, chat(controls={"raw": "no base64!"})))[0] == 400
 
 
 async def test_it_serves_as_a_process_of_its_own(http: aiohttp.ClientSession) -> None:
