@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ibex.providers.proxies import Proxy, is_exempt, parse_proxy
-from ibex.providers.transport import ConnectFailed, ConnectTimedOut
+from ibex.providers.transport import CertificateRefused, ConnectFailed, ConnectTimedOut
 from tests.providers.egress import OPENED, EgressProxy, egress_proxy
 from tests.providers.upstream import LONG, answer_all, ask, open_transport, serve_script, until
 
@@ -53,7 +53,7 @@ async def test_a_proxy_cannot_pass_itself_off_as_the_upstream(certificates: Any)
             named(upstream.base_url), ssl_context=certificates.trusting(), proxy=as_proxy(proxy)
         ) as transport,
     ):
-        with pytest.raises(ConnectFailed, match="certificate"):
+        with pytest.raises(CertificateRefused, match="certificate"):
             await ask(transport)
         assert upstream.requests == []
 
