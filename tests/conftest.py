@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class PostgresDatabase:
-    """A migrated, empty database of one test."""
+    """A database of one test."""
 
     name: str
     dsn: str
@@ -162,10 +162,23 @@ async def postgres_database(
     running_engines_session: EmbeddedEngines, postgres_template: str
 ) -> AsyncIterator[PostgresDatabase]:
     """A migrated, empty Postgres database; connections that a test leaves open are cut."""
-    postgres = running_engines_session.postgres
+    async with _new_postgres_database(running_engines_session, postgres_template) as database:
+        yield database
+
+
+@pytest.fixture
+async def bare_postgres_database(running_engines_session: EmbeddedEngines) -> AsyncIterator[PostgresDatabase]:
+    """A Postgres database with nothing in it, no schema either."""
+    async with _new_postgres_database(running_engines_session, "template1") as database:
+        yield database
+
+
+@asynccontextmanager
+async def _new_postgres_database(engines: EmbeddedEngines, template: str) -> AsyncIterator[PostgresDatabase]:
+    postgres = engines.postgres
     assert postgres is not None
     name, superuser = f"test_{next(_numbers)}", postgres.dsn_of(SUPERUSER, "postgres")
-    await _as_superuser(superuser, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {postgres_template}")
+    await _as_superuser(superuser, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
     yield PostgresDatabase(
         name, postgres.dsn_of("ibex_app", name), postgres.dsn_of(OWNER, name), postgres.dsn_of(SUPERUSER, name)
     )
