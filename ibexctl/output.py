@@ -1,6 +1,7 @@
 """What a command says: one JSON object for programs, tables for people, plain text for pipes; all else on stderr."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ View = str | Fields | Table
 
 _WIDEST = 2000
 """Columns a table may take (characters); beyond, cells are cut."""
+_TOKEN_SECRET = re.compile(r"(ibex_pat_[0-9a-fA-F-]{36})_[\w-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,11 @@ def show(answer: Answer, *, is_json: bool) -> None:
 
 
 def show_error(message: str, hint: str | None, *, is_json: bool) -> None:
-    """Print what went wrong and what to do next: as the one JSON object, or on stderr. Raises OutputFailed."""
+    """Print what went wrong and what to do next: as the one JSON object, or on stderr. Raises OutputFailed.
+
+    A token that was given where an id belongs is quoted by its prefix alone: errors end up in logs.
+    """
+    message = _TOKEN_SECRET.sub(r"\1_…", message)
     if is_json:
         with _writing():
             sys.stdout.write(encode({"error": {"message": message, "hint": hint}}) + "\n")

@@ -84,6 +84,12 @@ def test_errors_are_one_json_object_too(capsys: pytest.CaptureFixture[str]) -> N
     assert captured.err == ""
 
 
+def test_an_error_quotes_of_a_token_its_prefix_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = "ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d"
+    show_error(f"'{prefix}_aB-3_x' is no UUID.", None, is_json=False)
+    assert capsys.readouterr().err == f"error: '{prefix}_…' is no UUID.\n"
+
+
 def test_a_person_sees_an_aligned_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("ibexctl.output.is_terminal", lambda _stream: True)
     monkeypatch.setenv("NO_COLOR", "1")
