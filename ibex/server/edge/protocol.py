@@ -1,6 +1,7 @@
 """One client connection over aiohttp: what its parser alone does not give to an edge that faces strangers."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import struct
@@ -266,7 +267,8 @@ class EdgeProtocol(RequestHandler):
         if transport is None or transport.is_closing():
             return
         if transport.can_write_eof():
-            transport.write_eof()
+            with contextlib.suppress(OSError):  # a peer that did not wait has reset it
+                transport.write_eof()
         self._resume_transport_reading()
         await asyncio.sleep(LINGER_SECONDS)
 
