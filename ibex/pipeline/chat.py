@@ -13,7 +13,14 @@ from ibex.domain.completions import Fate, StreamReader, read_usage
 from ibex.domain.directives import Directive
 from ibex.domain.identity import Principal
 from ibex.domain.turns import TurnId, mint_turn_id
-from ibex.errors import ProviderUnavailable, RequestError, ServiceDegraded, StoreUnavailable, ValidationFailed
+from ibex.errors import (
+    InternalError,
+    ProviderUnavailable,
+    RequestError,
+    ServiceDegraded,
+    StoreUnavailable,
+    ValidationFailed,
+)
 from ibex.pipeline.authentication import Authenticator, read_bearer
 from ibex.pipeline.directives import DirectiveBook
 from ibex.pipeline.idempotency import MAX_REPLY_BYTES, Claim, Idempotency, StoredReply, is_idempotency_key
@@ -131,6 +138,10 @@ class ChatPipeline:
             await reply.cut(error)
         except (asyncio.CancelledError, ConnectionError):
             turn.close_left(after_first_byte=reply.has_left)
+            raise
+        except Exception:  # a bug ends the turn too; the middleware answers it
+            end = turn.close_cut if reply.has_left else turn.close_refused
+            end(InternalError())
             raise
 
     async def _forward(self, exchange: Exchange, turn: OpenTurn) -> ProviderReply:

@@ -162,6 +162,21 @@ async def test_a_broken_stream_ends_with_an_error_item_and_no_end(edge: Edge, sa
     writer.close()
 
 
+async def test_a_bug_is_a_500_with_an_id_and_ends_the_turn(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(body: bytes) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr("ibex.pipeline.chat.read_usage", stumble)
+
+    status, headers, content = await edge.chat()
+
+    assert (status, json.loads(content)["error"]["code"]) == (500, "INTERNAL_ERROR")
+    assert json.loads(content)["error"]["request_id"] == headers["x-request-id"]
+    assert b"secret" not in content
+    turn = edge.last_turn()
+    assert (turn.outcome, turn.has_checkpoint, turn.error_code) == (Outcome.PROVIDER_ERROR, False, "INTERNAL_ERROR")
+
+
 async def test_a_stream_without_done_is_whole_when_every_choice_has_finished(edge: Edge) -> None:
     status, _, content = await edge.chat(stream=True, sandbox={"no_done": True})
 
