@@ -12,12 +12,25 @@ from ibex.domain.identity import PERMISSION_SETS, AgentId, Permission, mint_toke
 from ibex.stores.redis_subscription import publish_changes
 from tests.conftest import PostgresDatabase
 from tests.relays import Relay
+from tests.security.canaries import log_lines, spans
 from tests.security.nodes import nodes, running_nodes
 from tests.server.conftest import Edge, edge
 from tests.stores.conftest import admin, app, directives, owner, tenant, tenants
 from tests.tenants import Tenant, make_tenant
 
-__all__ = ["admin", "app", "directives", "edge", "nodes", "owner", "running_nodes", "tenant", "tenants"]
+__all__ = [
+    "admin",
+    "app",
+    "directives",
+    "edge",
+    "log_lines",
+    "nodes",
+    "owner",
+    "running_nodes",
+    "spans",
+    "tenant",
+    "tenants",
+]
 
 
 @dataclass(frozen=True, slots=True)
