@@ -36,11 +36,11 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-class _Role(msgspec.Struct):
-    role: Any = None
+class _Message(msgspec.Struct):
+    role: Raw = Raw(b"null")  # unread: `1e400` is a number that JSON allows and Python does not hold
 
 
-_read_role = msgspec.json.Decoder(_Role).decode
+_read_message = msgspec.json.Decoder(_Message).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +220,13 @@ def _weave_messages(messages: bytes, directive: Directive) -> bytes:
             return _prepend_to_user(_read_array(messages), directive)
 
 
+def _read_role(message: Raw) -> str | None:
+    role = bytes(_read_message(message).role)
+    return _read_string(role) if role.startswith(b'"') else None
+
+
 def _leading_system_messages(items: list[Raw]) -> int:
-    return next((index for index, item in enumerate(items) if _read_role(item).role != "system"), len(items))
+    return next((index for index, item in enumerate(items) if _read_role(item) != "system"), len(items))
 
 
 def _splice(items: list[Raw], index: int, removed: int, message: bytes) -> bytes:
@@ -231,7 +236,7 @@ def _splice(items: list[Raw], index: int, removed: int, message: bytes) -> bytes
 
 def _prepend_to_user(items: list[Raw], directive: Directive) -> bytes:
     """Put the directive before the first user message's text; without any user message, as one of its own."""
-    index = next((index for index, item in enumerate(items) if _read_role(item).role == "user"), None)
+    index = next((index for index, item in enumerate(items) if _read_role(item) == "user"), None)
     if index is None:
         message = b'{"role":"user","content":"' + directive.prefix + b'"}'
         return _splice(items, _leading_system_messages(items), 0, message)

@@ -250,6 +250,16 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         read_chat(body)
 
 
+@pytest.mark.parametrize("mode", DirectiveMode)
+def test_a_role_that_python_cannot_hold_is_no_fault_of_ours(mode: DirectiveMode) -> None:
+    body = b'{"model":"m","messages":[{"role":1e400,"content":"a"},{"role":"us\\u0065r","content":"b"}]}'
+
+    woven = weave(read_chat(body), Directive(1, mode, "Obey."), ask_usage=False)
+
+    assert b'{"role":1e400,"content":"a"}' in woven
+    assert (b"[DIRECTIVE]: Obey.\\n\\nb" in woven) is (mode is DirectiveMode.USER_PREPEND)
+
+
 @pytest.mark.parametrize("pair", ["[]", "{}"])
 def test_nesting_is_counted_to_the_level(pair: str) -> None:
     opening = "[" if pair == "[]" else '{"x":'
