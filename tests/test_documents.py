@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from ibex.config import Settings, environment_names, load_settings
 from ibex.errors import RequestError
@@ -77,6 +80,15 @@ def test_every_error_code_is_in_the_errors_page() -> None:
     page = (DOCS / "errors.md").read_text()
 
     assert [error.code for error in RequestError.__subclasses__() if f"`{error.code}`" not in page] == []
+
+
+def test_the_security_page_says_what_each_dependency_is_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = chain(project["dependencies"], *project["optional-dependencies"].values())
+    section = (DOCS / "security.md").read_text().partition("\n## Dependencies\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([a-z].+?) \| .+ \|$", section, flags=re.MULTILINE)
+
+    assert sorted(chain(*(row.split(", ") for row in rows))) == sorted(Requirement(line).name for line in required)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=names(DOCUMENTS))
