@@ -1,5 +1,6 @@
 """A provider that sends odd bytes: its request gets a 503, and no byte of it reaches the request after it."""
 
+import asyncio
 import base64
 import json
 from dataclasses import dataclass
@@ -89,3 +90,18 @@ async def check_next(edge: Edge) -> None:
     """Whoever asks next gets an answer to what they asked."""
     status, _, content = await edge.chat()
     assert (status, json.loads(content)["choices"][0]["message"]["content"]) == (200, "IBEX_OK")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_leads_nowhere(edge: Edge, status: int) -> None:
+    visitors = []
+    canary = await asyncio.start_server(lambda _, writer: visitors.append(writer.close()), "127.0.0.1", 0)
+    async with canary:
+        address = canary.sockets[0].getsockname()
+        location = {"Location": f"http://{address[0]}:{address[1]}/v1/chat/completions"}
+
+        answered, _, _ = await edge.chat(sandbox={"status": status, "headers": location})
+
+        assert answered == 503
+        assert len(edge.sandbox.requests) == 1
+        assert visitors == []
