@@ -15,6 +15,7 @@ from uuid import UUID
 from ibex.errors import ServiceDegraded, StoreError
 from ibex.pipeline.single_flight import SingleFlight
 from ibex.stores.changes import Change, ChangeFeed, Changes
+from ibex.stores.redis_subscription import boot_time
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.changes")
@@ -33,10 +34,8 @@ STEP_SECONDS = 1.0
 
 Listener = Callable[[str, UUID | None], None]
 
-
-def now() -> float:
-    """Seconds by the clock that also counts while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+now = boot_time
+"""Seconds by the clock that also counts while the machine is suspended; the subscription stamps its PINGs by it too."""
 
 
 class Subscription(Protocol):

@@ -126,7 +126,7 @@ class ChatPipeline:
             try:
                 relay = self._relay_stream if exchange.request.is_streaming else self._relay_json
                 await relay(exchange, turn, answer, claim)
-            except BaseException:
+            except BaseException:  # failed or cancelled: the provider is not to go on for nobody
                 answer.abort()
                 raise
         except RequestError as error:

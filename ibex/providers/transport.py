@@ -162,7 +162,7 @@ class Transport:
             inner = await loop.start_tls(outer, tunnel, self._ssl, server_hostname=self._host)
             if inner is None or tunnel.is_spoilt:
                 raise ConnectionResetError
-        except BaseException:
+        except BaseException:  # failed or cancelled: no half-open tunnel may be left
             outer.abort()
             raise
         connection = self._make_connection()

@@ -1,7 +1,6 @@
 """What has changed since the last question: the feed every process asks each second, the truth of every revocation."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -9,6 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from ibex.stores.postgres import Postgres, translated
+from ibex.stores.redis_subscription import boot_time
 
 ChangeKind = Literal["organization", "user", "agent", "token", "limit", "directive"]
 
@@ -94,7 +94,7 @@ class ChangeFeed:
             connection = self._connection = await asyncpg.connect(
                 self._dsn, timeout=self._deadline, server_settings=_SESSION_SETTINGS
             )
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = boot_time()
         is_start = self._cursor is None or now - self._answered_at > _FORGET_SECONDS
         cursor = await connection.fetchval(_CURSOR) if is_start else str(self._cursor)
         rows = await connection.fetch(_POLL, cursor)

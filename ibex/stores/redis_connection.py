@@ -193,7 +193,7 @@ async def open_connection(address: RedisAddress) -> RedisConnection:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await _connect(address, connection)
                 await _greet(address, connection)
-    except BaseException:
+    except BaseException:  # failed or cancelled: a connection nobody holds is closed
         close_connection(connection)
         raise
     return connection

@@ -37,13 +37,6 @@ class Durations:
         if seconds > self.largest:
             self.largest = seconds
 
-    def merge(self, other: "Durations") -> None:
-        """Add another's counts to these."""
-        self._counts = [a + b for a, b in zip(self._counts, other._counts, strict=True)]
-        self.count += other.count
-        self.total += other.total
-        self.largest = max(self.largest, other.largest)
-
     def quantile(self, share: float) -> float:
         """The duration (s) that this share of them did not exceed; 0 when there are none."""
         wanted, seen = share * self.count, 0

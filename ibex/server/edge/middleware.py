@@ -13,6 +13,7 @@ from aiohttp.web_protocol import ERROR as NO_REQUEST
 
 from ibex.config import Settings
 from ibex.errors import InternalError, RequestError
+from ibex.pipeline.recording import CLIENT_LEFT
 from ibex.server.edge.envelope import encode_error, error_headers
 from ibex.server.edge.head import (
     KNOWN_METHODS,
@@ -31,9 +32,6 @@ from ibex.telemetry import AccessLog, Metrics, Stage, StageClock, Tracing
 from ibex.telemetry.metrics import CounterChild, HistogramChild
 
 log = logging.getLogger("ibex.server")
-
-CLIENT_LEFT = 499
-"""What metrics and logs call a request whose client was gone before its answer; nobody is ever sent it."""
 
 
 class Middleware:
