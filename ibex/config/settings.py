@@ -74,7 +74,7 @@ class Settings(BaseModel):
     workers: int = _setting(2, "worker processes, each one event loop", ge=1, le=128)
     metrics_host: str = _setting("127.0.0.1", "address of /metrics outside development")
     metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
-    drain_seconds: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
+    shutdown_timeout: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
 
     postgres_dsn: PostgresDsn = _setting(
         Secret(EMBEDDED),

@@ -80,7 +80,7 @@ class RollingRestart:
                 log.error("not reloaded", extra={"reason": error.message})
 
     async def _replace_all(self, former: Settings) -> list[str]:
-        drain_seconds = self._launcher.settings.drain_seconds
+        drain_seconds = self._launcher.settings.shutdown_timeout
         replaced: list[str] = []
         keepers = [(keeper, drain_seconds) for keeper in self._pool.keepers]
         if self._recorder is not None:

@@ -14,7 +14,7 @@ from ibex.telemetry import Metrics, configure_logging, spawn
 async def serve(settings: Settings, port: int, control_fd: int) -> int:
     """Serve until told to end; answers the exit code."""
     control = Control(Metrics())
-    lifeline = Lifeline(control, settings.drain_seconds)
+    lifeline = Lifeline(control, settings.shutdown_timeout)
     await control.connect(control_fd)
     try:
         async with Sandbox.serve(port=port, gap_ms=settings.sandbox_gap_ms) as sandbox:

@@ -173,7 +173,7 @@ class Supervisor:
             await self._endpoint.start(settings.metrics_host, settings.metrics_port)
 
     async def _drain_workers(self) -> None:
-        await self._pool.stop(self._launcher.settings.drain_seconds)
+        await self._pool.stop(self._launcher.settings.shutdown_timeout)
 
     # What children say
 

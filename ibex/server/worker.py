@@ -127,7 +127,7 @@ async def serve(
     """Serve until told to end; answers the exit code."""
     metrics = Metrics()
     control = Control(metrics, handover)
-    lifeline = Lifeline(control, settings.drain_seconds)
+    lifeline = Lifeline(control, settings.shutdown_timeout)
     await control.connect(control_fd)
     try:
         async with open_server(settings, slot, metrics, control) as server, AsyncExitStack() as stack:

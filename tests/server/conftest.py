@@ -142,7 +142,7 @@ async def settings(data_dir: Path, postgres_database: Any, redis_url: str, click
         data_dir=data_dir,
         port=0,
         workers=2,
-        drain_seconds=10,
+        shutdown_timeout=10,
         llm_mode="live",
         openai_api_key=Secret("sk-of-the-provider"),
         postgres_dsn=Secret(postgres_database.dsn),

@@ -126,7 +126,7 @@ async def test_a_request_under_way_is_finished_before_the_node_stops(settings: S
 
 
 async def test_a_second_signal_waits_for_nobody(settings: Settings) -> None:
-    async with running(settings.model_copy(update={"drain_seconds": 100})) as node:
+    async with running(settings.model_copy(update={"shutdown_timeout": 100})) as node:
         pids = await node.pids()
         slow = asyncio.gather(node.ask("/slow?90"), return_exceptions=True)
         await asyncio.sleep(0.2)
