@@ -14,8 +14,8 @@ too, since OpenAI's metadata holds only strings), or in the header `X-Sandbox`. 
 `ibex.sandbox.requests.Controls`: `{"status": 503, "times": 2}` fails twice, `{"cut_after": 3}` breaks the connection
 after three events, `{"delay_ms": 200}` waits first, `{"hang_after": 1}` falls silent. `{"raw": "SFRUUC8yIG9kZA=="}`
 writes these bytes (in base64) in place of an answer, head included, and closes: wrong framing, two lengths, a head that
-is none. With `"stays_open": true` the connection takes further requests, so that bytes beyond an answer's end can be
-sent to whoever asks next.
+is none. With `"raw_end"` it ends otherwise: `keep` takes further requests on the connection, so that bytes beyond an
+answer's end can be sent to whoever asks next; `hang`, `reset` and `half_close` are what they say.
 """
 
 from ibex.sandbox.requests import ChatRequest, Controls

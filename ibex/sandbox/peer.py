@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+import socket
+import struct
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,6 +12,7 @@ from typing import Any, Final, cast
 import httptools
 
 from ibex.sandbox.record import Entry
+from ibex.sandbox.requests import RawEnd
 from ibex.telemetry import spawn
 
 JSON: Final = "application/json"
@@ -74,12 +77,27 @@ class Peer(asyncio.Protocol):
         self._transport.write(self._head(status, content_type, headers, len(body)) + body)
         self._end("complete")
 
-    def send_raw(self, data: bytes, *, stays_open: bool) -> None:
-        """Send bytes that need not be an answer at all."""
+    async def write_raw(self, data: bytes) -> None:
+        """Send bytes that need not be part of an answer at all; waits for a slow client."""
         self._transport.write(data)
-        self._end("complete")
-        if not stays_open:
-            self._transport.close()
+        if self._can_write is not None:
+            await self._can_write
+
+    def end_raw(self, how: RawEnd) -> None:
+        """End what was sent so. After `hang` and `half_close` it is the client's to close."""
+        match how:
+            case "close" | "keep":
+                self._end("complete")
+                if how == "close":
+                    self._transport.close()
+            case "reset":
+                sock = self._transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.abort()
+            case "half_close":
+                self._transport.write_eof()
+            case "hang":
+                pass
 
     def begin(self, status: int, content_type: str, headers: Mapping[str, str], *, length: int | None = None) -> None:
         """Send the head of an answer whose body comes in pieces: chunked, unless its length is given."""

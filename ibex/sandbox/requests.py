@@ -1,9 +1,11 @@
 """What the sandbox reads of a chat request, and what a request can ask of the sandbox."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
+
+RawEnd = Literal["close", "keep", "hang", "reset", "half_close"]
 
 _EXACTLY: Final = re.compile(r"Reply with exactly:[ \t]*([^\r\n]+)")
 _UNKNOWN_MODEL: Final = "no-such-model"
@@ -33,6 +35,8 @@ class Controls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The error object of a failure, in place of a fitting one; a text is sent as the whole body."""
     cut_after: int | None = None
     """Break the connection after so many events, or bytes of a JSON body; -1: before the head."""
+    cut_at_byte: int | None = None
+    """Break the connection after so many bytes of a stream's events."""
     hang_after: int | None = None
     """Say nothing more, likewise."""
     error_after: int | None = None
@@ -53,9 +57,10 @@ class Controls(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     piece_bytes: int | None = None
     """Write a body in pieces of this size, the gap between two."""
     raw: bytes | None = None
-    """The whole answer in base64, head included: written as it is, proper HTTP or not, and the connection closed."""
-    stays_open: bool = False
-    """After `raw`, keep the connection for the next request, as if the answer had been a proper one."""
+    """The whole answer in base64, head included: written as it is, proper HTTP or not."""
+    raw_end: RawEnd = "close"
+    """After `raw`: close; `keep` the connection for the next request, as if the answer had been a proper one; `hang`
+    without a word; `reset`; or `half_close`, its own side alone."""
 
 
 class StreamOptions(msgspec.Struct):

@@ -126,7 +126,7 @@ class Sandbox:
         elif controls.status is not None and self._is_failure_due(controls, request.body):
             self._fail(peer, controls)
         elif controls.raw is not None:
-            peer.send_raw(controls.raw, stays_open=controls.stays_open)
+            await self._send_raw(peer, controls.raw, controls)
         elif chat.stream and controls.body is None:
             await self._stream(peer, chat, controls)
         else:
@@ -155,6 +155,13 @@ class Sandbox:
             headers["Retry-After"] = controls.retry_after
         peer.send(status, body, headers, controls.content_type or JSON)
 
+    async def _send_raw(self, peer: Peer, raw: bytes, controls: Controls) -> None:
+        size = controls.piece_bytes or len(raw) or 1
+        for start in range(0, len(raw), size):
+            await asyncio.sleep(self._gap(controls) if start else 0)
+            await peer.write_raw(raw[start : start + size])
+        peer.end_raw(controls.raw_end)
+
     async def _send_body(self, peer: Peer, chat: ChatRequest, controls: Controls) -> None:
         body = Completion(chat, controls).body()
         troubled_at = [after for after in (controls.cut_after, controls.hang_after) if after is not None]
@@ -171,6 +178,8 @@ class Sandbox:
         troubled_at = [after for after in (controls.cut_after, controls.hang_after) if after is not None]
         if troubled_at:
             events = events[: min(troubled_at)]
+        if controls.cut_at_byte is not None:
+            events = [b"".join(events)[: controls.cut_at_byte]]
         gap = self._gap(controls)
         peer.begin(200, controls.content_type or "text/event-stream; charset=utf-8", controls.headers)
         if controls.piece_bytes is not None:
@@ -183,12 +192,12 @@ class Sandbox:
         else:
             for start in range(0, len(events), 64):
                 await peer.write(*events[start : start + 64])
-        await self._conclude(peer, controls, bool(troubled_at))
+        await self._conclude(peer, controls, bool(troubled_at) or controls.cut_at_byte is not None)
 
     async def _conclude(self, peer: Peer, controls: Controls, is_troubled: bool) -> None:
         if not is_troubled:
             peer.finish()
-        elif controls.cut_after is not None:
+        elif controls.hang_after is None or controls.cut_after is not None:
             peer.cut()
         else:
             await asyncio.sleep(HANG_SECONDS)

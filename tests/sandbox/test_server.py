@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from ibex.sandbox import Sandbox
+from tests.waiting import eventually
 
 USER = {"role": "user", "content": "Reply with exactly: IBEX_OK"}
 TOOL = {
@@ -267,21 +268,51 @@ async def test_answers_can_be_anything(http: aiohttp.ClientSession, sandbox: San
     assert raw.endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("stays_open", [False, True])
-async def test_bytes_are_sent_as_they_are_given(sandbox: Sandbox, stays_open: bool) -> None:
-    odd = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx\xff\0HTTP/2 garbage"
-    body = json.dumps(chat(controls={"raw": base64.b64encode(odd).decode(), "stays_open": stays_open})).encode()
+async def send_raw(sandbox: Sandbox, raw: bytes, **controls: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Have it answer with these bytes."""
+    asked = {"raw": base64.b64encode(raw).decode(), **controls}
+    body = json.dumps(chat(controls=asked)).encode()
     request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     url = urlsplit(sandbox.base_url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(request)
-    assert await reader.readexactly(len(odd)) == odd
-    if stays_open:
-        writer.write(request)
-        assert await reader.readexactly(len(odd)) == odd
-        writer.write_eof()
-    assert await reader.read() == b""
-    assert [entry.ended for entry in sandbox.requests.last()] == ["complete"] * (1 + stays_open)
+    return reader, writer
+
+
+ODD = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx\xff\0HTTP/2 garbage"
+
+
+@pytest.mark.parametrize("piece_bytes", [None, 1])
+@pytest.mark.parametrize("end", ["close", "half_close"])
+async def test_bytes_are_sent_as_they_are_given(sandbox: Sandbox, end: str, piece_bytes: int | None) -> None:
+    reader, writer = await send_raw(sandbox, ODD, raw_end=end, piece_bytes=piece_bytes)
+    assert await reader.read() == ODD
+    if end == "half_close":
+        assert sandbox.open_connections == 1
+    writer.close()
+    await eventually(lambda: sandbox.open_connections == 0)
+    assert sandbox.requests[0].ended == ("complete" if end == "close" else "client_disconnect")
+
+
+async def test_a_connection_is_kept_after_odd_bytes_if_that_is_asked_for(sandbox: Sandbox) -> None:
+    reader, writer = await send_raw(sandbox, ODD, raw_end="keep")
+    assert await reader.readexactly(len(ODD)) == ODD
+    writer.write(b"GET /v1/models HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert sandbox.requests[0].ended == "complete"
+    writer.close()
+
+
+async def test_a_connection_hangs_or_is_reset_if_that_is_asked_for(sandbox: Sandbox) -> None:
+    reader, writer = await send_raw(sandbox, ODD, raw_end="hang")
+    assert await reader.readexactly(len(ODD)) == ODD
+    assert sandbox.requests[0].ended is None
+    writer.close()
+    await eventually(lambda: sandbox.open_connections == 0)
+    reader, writer = await send_raw(sandbox, b"", raw_end="reset")
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    assert sandbox.requests[1].ended == "cut"
     writer.close()
 
 

@@ -61,7 +61,10 @@ ODDITIES = [
 
 async def ask(edge: Edge, oddity: Oddity) -> tuple[int, bytes]:
     """Have the provider send it; the connection it came over must be closed, though the provider keeps it open."""
-    controls = {"raw": base64.b64encode(oddity.sent).decode(), "stays_open": oddity.stays_open}
+    controls = {
+        "raw": base64.b64encode(oddity.sent).decode(),
+        "raw_end": "keep" if oddity.stays_open else "close",
+    }
     status, _, content = await edge.chat(sandbox=controls, stream=oddity.is_streaming)
     await eventually(lambda: edge.sandbox.open_connections == 0)
     return status, content
