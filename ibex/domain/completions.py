@@ -1,5 +1,6 @@
 """What ibex reads of a provider's reply: token usage, and whether a stream is whole. The bytes themselves pass by."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -28,6 +29,21 @@ class Usage:
 _UNKNOWN = Usage()
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyFacts:
+    """What a reply says of itself, as the provider's text: for spans. None: it does not say."""
+
+    completion_id: str | None
+    model: str | None
+    finish_reasons: tuple[str, ...]
+
+
+class _Named(msgspec.Struct, gc=False):
+    id: Any = None
+    model: Any = None
+    choices: Any = None
+
+
 class _Completion(msgspec.Struct, gc=False):
     usage: Any = None
 
@@ -50,6 +66,7 @@ class _Failure(msgspec.Struct, gc=False):
 _read_completion = msgspec.json.Decoder(_Completion).decode
 _read_chunk = msgspec.json.Decoder(_Chunk).decode
 _read_failure = msgspec.json.Decoder(_Failure).decode
+_read_named = msgspec.json.Decoder(_Named).decode
 
 
 def read_usage(body: bytes) -> Usage:
@@ -58,6 +75,22 @@ def read_usage(body: bytes) -> Usage:
         return _to_usage(_read_completion(body).usage)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return _UNKNOWN
+
+
+def read_reply_facts(data: bytes, finish_reasons: Iterable[Any] | None = None) -> ReplyFacts:
+    """What a whole JSON reply, or an event of a stream whose `finish_reasons` are known, says of itself."""
+    try:
+        named = _read_named(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        named = _Named()
+    if finish_reasons is None:
+        choices = named.choices if isinstance(named.choices, list) else []
+        finish_reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+    return ReplyFacts(
+        completion_id=named.id if isinstance(named.id, str) else None,
+        model=named.model if isinstance(named.model, str) else None,
+        finish_reasons=tuple(reason for reason in finish_reasons if isinstance(reason, str)),
+    )
 
 
 def _to_usage(value: Any) -> Usage:
@@ -92,21 +125,24 @@ class Fate(Enum):
 class StreamReader:
     """Follows one stream, event by event: its usage, and whether what has come so far is a whole reply."""
 
-    __slots__ = ("_begun", "_finished", "_hides_usage", "error", "is_done", "usage")
+    __slots__ = ("_begun", "_finished", "_hides_usage", "error", "is_done", "newest", "usage")
 
     def __init__(self, *, hides_usage: bool) -> None:
         self._hides_usage = hides_usage
         self._begun: set[int] = set()
-        self._finished: set[int] = set()
+        self._finished: dict[int, Any] = {}
+        """Why each choice that has ended did."""
         self.is_done = False
         self.usage = _UNKNOWN
         self.error: Any = None
         """The provider's own error object, once an event has carried one."""
+        self.newest = b""
+        """The data of the last event but `[DONE]`."""
 
     @property
     def is_whole(self) -> bool:
         """Whether the provider said `[DONE]`, or gave every choice it began a `finish_reason`."""
-        return self.is_done or (bool(self._begun) and self._begun == self._finished)
+        return self.is_done or (bool(self._begun) and self._begun == self._finished.keys())
 
     def take(self, data: bytes | None) -> Fate:
         """Judge an event by its data (None for one without any, such as a comment)."""
@@ -115,6 +151,7 @@ class StreamReader:
         if data.strip() == _DONE:
             self.is_done = True
             return Fate.DONE
+        self.newest = data
         chunk = _read_event(data)
         if chunk.error is not None:
             self.error = chunk.error
@@ -131,7 +168,11 @@ class StreamReader:
         index = choice.index if isinstance(choice.index, int) else 0
         self._begun.add(index)
         if choice.finish_reason is not None:
-            self._finished.add(index)
+            self._finished[index] = choice.finish_reason
+
+    def facts(self) -> ReplyFacts:
+        """What the reply has said of itself; every chunk repeats its id and model."""
+        return read_reply_facts(self.newest, [reason for _, reason in sorted(self._finished.items())])
 
 
 def _read_event(data: bytes) -> _Chunk:

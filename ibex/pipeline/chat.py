@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ibex.domain.chat import ChatRequest, read_chat, weave
-from ibex.domain.completions import Fate, StreamReader, read_usage
+from ibex.domain.completions import Fate, StreamReader, read_reply_facts, read_usage
 from ibex.domain.directives import Directive
 from ibex.domain.identity import Principal
 from ibex.domain.turns import TurnId, mint_turn_id
@@ -171,6 +171,8 @@ class ChatPipeline:
         body = await answer.read()
         call.clock.finish(Stage.PROVIDER)
         turn.note(body)
+        if call.trace is not None and call.trace.is_sampled:
+            call.trace.reply = read_reply_facts(body)
         reply.begin(200, call.headers, length=len(body))
         held = len(body) - 1 if len(body) > MAX_HELD_BYTES else 0
         if held:
@@ -209,6 +211,8 @@ class ChatPipeline:
         if not seen.is_whole:
             raise ProviderUnavailable("The model provider ended the stream before it was whole.")
         answer.release()
+        if call.trace is not None and call.trace.is_sampled:
+            call.trace.reply = seen.facts()
         turn.note(last)
         committed = turn.close_whole(seen.usage)
         await _keep(committed, claim, call, turn, [*relayed, last])
@@ -245,7 +249,14 @@ class ChatPipeline:
             messages=request.messages,
             replay_of=replay_of,
         )
-        return OpenTurn(facts, exchange.call.clock, self.journal, self.metrics, captures_content=self.captures_content)
+        return OpenTurn(
+            facts,
+            exchange.call.clock,
+            self.journal,
+            self.metrics,
+            captures_content=self.captures_content,
+            trace=exchange.call.trace,
+        )
 
 
 async def _keep(

@@ -11,7 +11,7 @@ from ibex.domain.completions import Usage
 from ibex.domain.turns import Outcome, Turn, TurnId
 from ibex.errors import RequestError
 from ibex.stores.journal import Journal
-from ibex.telemetry import Metrics, Stage, StageClock
+from ibex.telemetry import Metrics, RequestTrace, Stage, StageClock
 
 CLIENT_LEFT = 499
 """The status recorded for a client that hung up before it was answered, as nginx has it."""
@@ -44,10 +44,18 @@ class OpenTurn:
     """
 
     def __init__(
-        self, facts: TurnFacts, clock: StageClock, journal: Journal, metrics: Metrics, *, captures_content: bool
+        self,
+        facts: TurnFacts,
+        clock: StageClock,
+        journal: Journal,
+        metrics: Metrics,
+        *,
+        captures_content: bool,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.facts = facts
         self._clock = clock
+        self._trace = trace
         self._journal = journal
         self._metrics = metrics
         self._captured: list[bytes] | None = [] if captures_content else None
@@ -104,7 +112,10 @@ class OpenTurn:
             return None
         self._is_closed = True
         self._count(outcome, usage)
-        return self._journal.record(self._to_turn(outcome, status, usage, has_checkpoint, is_complete, error_code))
+        turn = self._to_turn(outcome, status, usage, has_checkpoint, is_complete, error_code)
+        if self._trace is not None:
+            self._trace.turn = turn
+        return self._journal.record(turn)
 
     def _to_turn(
         self,

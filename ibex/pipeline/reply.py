@@ -37,6 +37,8 @@ class Call:
         fields = []
         if self.trace is not None:
             fields.append((b"traceparent", self.trace.traceparent.encode()))
+            if self.trace.tracestate is not None:
+                fields.append((b"tracestate", self.trace.tracestate.encode()))
         if self.openai_beta is not None:
             fields.append((b"OpenAI-Beta", self.openai_beta.encode()))
         return tuple(fields)

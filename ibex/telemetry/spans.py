@@ -1,72 +1,160 @@
-"""Spans of sampled requests, made from the stage clock when a request is over, and exported in the background."""
+"""A finished request as spans: one of the server's, one for each stage it reached, one of the model call."""
 
-from typing import ClassVar
+import socket
+from urllib.parse import unquote, urlsplit
+from uuid import UUID, uuid4
 
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from ibex import __version__
+from ibex.config import Settings
+from ibex.domain.turns import Outcome, Turn
+from ibex.telemetry.genai import Attributes, describe_call, find_error, name_call
 from ibex.telemetry.stages import Stage, StageClock
-from ibex.telemetry.trace_context import RequestTrace
+from ibex.telemetry.trace_context import SAMPLED, RequestTrace, random_id
+
+_KEPT = TraceFlags(SAMPLED)
+_UNSET, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 
 
-class SpanExporter:
-    """Sends spans to an OTLP/HTTP collector."""
+class SpanMaker:
+    """Makes spans from the stage clock and the turn when a request is over: before that there are none."""
 
-    def __init__(self, endpoint: str, process: str) -> None:
-        resource = Resource.create({"service.name": "ibex", "service.version": __version__, "ibex.process": process})
-        self._provider = TracerProvider(resource=resource, id_generator=_Ids())
-        exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("ibex", __version__)
+    def __init__(self, settings: Settings, process: str) -> None:
+        self._resource = describe_process(settings, process)
+        self._scope = InstrumentationScope("ibex", __version__)
+        upstream = urlsplit(settings.openai_base_url)
+        self._upstream: Attributes = {
+            "server.address": upstream.hostname or "",
+            "server.port": upstream.port or (443 if upstream.scheme == "https" else 80),
+        }
 
-    def record(
-        self, request: RequestTrace, clock: StageClock, name: str, attributes: dict[str, str | int], status: int
-    ) -> None:
-        """Make a request's spans: one for itself, one for each stage it reached."""
-        parent = trace.SpanContext(
-            request.trace_id, request.parent_span_id, is_remote=True, trace_flags=trace.TraceFlags(1)
+    def make(
+        self, trace: RequestTrace, clock: StageClock, method: str, route: str | None, status: int, request_id: UUID
+    ) -> list[ReadableSpan]:
+        """The request's own span first."""
+        turn, place = trace.turn, _Place(trace)
+        server = place.context(trace.span_id)
+        parent = place.context(trace.parent_span_id, is_remote=True) if trace.parent_span_id else None
+        has_failed = status >= 500 or (turn is not None and turn.outcome is Outcome.INCOMPLETE)
+        spans = [
+            self._span(
+                f"{method} {route}" if route else method,
+                server,
+                parent,
+                _nanoseconds(clock, clock.started),
+                int(clock.wall_now() * 1e9),
+                kind=SpanKind.SERVER,
+                attributes=_describe_request(turn, method, route, status, request_id),
+                status=_ERROR if has_failed else _UNSET,
+            )
+        ]
+        for stage, begun, ended in clock.spans():
+            if stage is not Stage.PROVIDER:  # that is the model call, which has a span of its own
+                context = place.context(random_id(64))
+                span = self._span(stage.label, context, server, _nanoseconds(clock, begun), _nanoseconds(clock, ended))
+                spans.append(span)
+        if turn is not None and turn.outcome is not Outcome.REPLAYED:
+            spans.append(self._make_call(trace, clock, turn, place.context(trace.call_span_id), server))
+        return spans
+
+    def _make_call(
+        self, trace: RequestTrace, clock: StageClock, turn: Turn, context: SpanContext, server: SpanContext
+    ) -> ReadableSpan:
+        """The model call, all its retries included, from the woven request to the end of the reply."""
+        begun = _nanoseconds(clock, clock.ended(Stage.WEAVE) or clock.started)
+        attributes = describe_call(turn, trace.reply) | self._upstream
+        if turn.attempts > 1:
+            attributes["http.request.resend_count"] = turn.attempts - 1
+        return self._span(
+            name_call(turn),
+            context,
+            server,
+            begun,
+            max(begun, turn.completed_at * 1000),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            status=_UNSET if find_error(turn) is None else _ERROR,
         )
-        context = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if request.parent_span_id else None
-        _Ids.preset = (request.trace_id, request.span_id)
-        span = self._tracer.start_span(
+
+    def _span(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        begun: int,
+        ended: int,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes | None = None,
+        status: Status = _UNSET,
+    ) -> ReadableSpan:
+        # made whole, not by a tracer: the SDK's own way of starting, filling and ending a span takes ten times as long
+        return ReadableSpan(
             name,
             context=context,
-            kind=trace.SpanKind.SERVER,
-            attributes={**attributes, "http.response.status_code": status},
-            start_time=_nanoseconds(clock, clock.started),
+            parent=parent,
+            resource=self._resource,
+            attributes=attributes,
+            kind=kind,
+            status=status,
+            start_time=begun,
+            end_time=ended,
+            instrumentation_scope=self._scope,
         )
-        _Ids.preset = None
-        inner = trace.set_span_in_context(span)
-        for stage, begun, ended in clock.spans():
-            kind = trace.SpanKind.CLIENT if stage is Stage.PROVIDER else trace.SpanKind.INTERNAL
-            child = self._tracer.start_span(
-                stage.label, context=inner, kind=kind, start_time=_nanoseconds(clock, begun)
-            )
-            child.end(end_time=_nanoseconds(clock, ended))
-        if status >= 500:
-            span.set_status(trace.StatusCode.ERROR)
-        span.end(end_time=int(clock.wall_now() * 1e9))
-
-    def close(self) -> None:
-        """Send what is still buffered."""
-        self._provider.shutdown()
 
 
-class _Ids(RandomIdGenerator):
-    """Random ids, but for a request's own span, whose ids were given out in `traceparent` before the span was made."""
+class _Place:
+    """What the contexts of all spans of a request share."""
 
-    preset: ClassVar[tuple[int, int] | None] = None
+    def __init__(self, trace: RequestTrace) -> None:
+        self._trace_id = trace.trace_id
+        self._state = None if trace.tracestate is None else TraceState.from_header([trace.tracestate])
 
-    def generate_trace_id(self) -> int:
-        return self.preset[0] if self.preset else super().generate_trace_id()
+    def context(self, span_id: int, *, is_remote: bool = False) -> SpanContext:
+        return SpanContext(self._trace_id, span_id, is_remote, _KEPT, self._state)
 
-    def generate_span_id(self) -> int:
-        return self.preset[1] if self.preset else super().generate_span_id()
+
+def describe_process(settings: Settings, process: str) -> Resource:
+    """Whose spans these are. What the operator sets stands above what is known anyway."""
+    attributes: dict[str, str] = {
+        "service.name": "ibex",
+        "service.version": __version__,
+        "service.instance.id": str(uuid4()),
+        "deployment.environment.name": settings.env,
+        "host.name": socket.gethostname(),
+        "ibex.process": process,
+    }
+    for pair in settings.otel_resource_attributes:
+        name, _, value = pair.partition("=")
+        attributes[unquote(name.strip())] = unquote(value.strip())
+    if settings.otel_service_name is not None:
+        attributes["service.name"] = settings.otel_service_name
+    return Resource(attributes)
+
+
+def _describe_request(turn: Turn | None, method: str, route: str | None, status: int, request_id: UUID) -> Attributes:
+    attributes: Attributes = {
+        "http.request.method": method,
+        "http.response.status_code": status,
+        "url.scheme": "http",
+        "ibex.request_id": str(request_id),
+    }
+    if route is not None:
+        attributes["http.route"] = route
+    if turn is not None:
+        attributes["ibex.turn_id"] = str(turn.turn_id)
+        attributes["ibex.org_id"] = str(turn.org_id)
+        attributes["ibex.agent_id"] = str(turn.agent_id)
+        attributes["ibex.outcome"] = str(turn.outcome)
+        if turn.directive_version is not None:
+            attributes["ibex.directive_version"] = turn.directive_version
+    if status >= 500:
+        attributes["error.type"] = (turn.error_code if turn is not None else None) or str(status)
+    return attributes
 
 
 def _nanoseconds(clock: StageClock, moment: float) -> int:

@@ -48,6 +48,10 @@ class StageClock:
         """How long a stage took; 0 for one that was not reached."""
         return self._ended[stage] - self._begun[stage]
 
+    def ended(self, stage: Stage) -> float:
+        """When a stage ended (monotonic seconds); 0 for one that was not reached."""
+        return self._ended[stage]
+
     def spans(self) -> Iterator[tuple[Stage, float, float]]:
         """Every stage that was reached: from when to when."""
         return ((stage, self._begun[stage], self._ended[stage]) for stage in Stage if self._ended[stage])

@@ -1,23 +1,54 @@
-"""The trace a request belongs to, as W3C's `traceparent` carries it in and out."""
+"""The trace a request belongs to, as W3C's `traceparent` and `tracestate` carry it in and out."""
 
-import os
+import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+
+from ibex.domain.completions import ReplyFacts
+from ibex.domain.turns import Turn
+
+SAMPLED, RANDOM = 0x01, 0x02
+"""Bits of the trace flags: that spans are kept, and that the trace id is random."""
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+_TRACESTATE = re.compile(r"[ -~]{1,512}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """The trace a request belongs to. `parent_span_id` is the caller's span, 0 when the trace starts here."""
+    """The trace of one request: where it stands in it, and what its spans will tell when it is over."""
 
-    trace_id: int
-    parent_span_id: int
-    span_id: int
-    is_sampled: bool
-    """Whether this request leaves spans here."""
-    parent_flags: int = 0
-    """The caller's trace flags."""
+    __slots__ = (
+        "call_span_id",
+        "flags",
+        "is_exporting",
+        "is_sampled",
+        "parent_span_id",
+        "reply",
+        "span_id",
+        "trace_id",
+        "tracestate",
+        "turn",
+    )
+
+    def __init__(
+        self, trace_id: int, parent_span_id: int, flags: int, tracestate: str | None, *, exports: bool
+    ) -> None:
+        self.trace_id = trace_id
+        self.parent_span_id = parent_span_id
+        """The caller's span; 0 when the trace starts here."""
+        self.flags = flags
+        self.tracestate = tracestate
+        self.is_exporting = exports
+        """Whether there is a collector. Without one the caller's words go on unchanged."""
+        self.is_sampled = exports and bool(flags & SAMPLED)
+        """Whether this request leaves spans however it ends. One that fails leaves them in any case."""
+        self.span_id = random_id(64) if exports else 0
+        self.call_span_id = random_id(64) if exports else 0
+        """Of the span of the model call: the parent that the provider is told."""
+        self.turn: Turn | None = None
+        """The turn it took, once that has ended."""
+        self.reply: ReplyFacts | None = None
+        """What a sampled request's reply said of itself."""
 
     @property
     def trace_id_hex(self) -> str:
@@ -26,10 +57,22 @@ class RequestTrace:
 
     @property
     def traceparent(self) -> str:
-        """What goes on to the provider: this request's span as the parent, or the caller's words when none is kept."""
-        if self.is_sampled or not self.parent_span_id:
-            return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.is_sampled):02x}"
-        return f"00-{self.trace_id:032x}-{self.parent_span_id:016x}-{self.parent_flags:02x}"
+        """What goes on to the provider."""
+        span_id = self.call_span_id or self.parent_span_id
+        return f"00-{self.trace_id:032x}-{span_id:016x}-{self.flags:02x}"
+
+
+def read_caller(headers: Mapping[str, str], *, exports: bool) -> RequestTrace | None:
+    """The trace the caller's headers name; None without a valid `traceparent`. A strange `tracestate` is left out."""
+    header = headers.get("traceparent")
+    parent = parse_traceparent(header) if header is not None else None
+    if parent is None:
+        return None
+    trace_id, span_id, flags = parent
+    tracestate = headers.get("tracestate")
+    if tracestate is not None and _TRACESTATE.fullmatch(tracestate) is None:
+        tracestate = None
+    return RequestTrace(trace_id, span_id, flags & (SAMPLED | RANDOM), tracestate, exports=exports)
 
 
 def parse_traceparent(header: str) -> tuple[int, int, int] | None:
@@ -42,5 +85,5 @@ def parse_traceparent(header: str) -> tuple[int, int, int] | None:
 
 
 def random_id(bits: int) -> int:
-    """A random id of so many bits that is not 0."""
-    return int.from_bytes(os.urandom(bits // 8), "big") or 1
+    """A random id of so many bits that is not 0. It has to be unlike others, not secret: no system call."""
+    return random.getrandbits(bits) or 1

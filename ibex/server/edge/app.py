@@ -37,7 +37,7 @@ class HttpServer:
         name = f"worker {worker.slot}"
         self._settings = settings
         self._control = control
-        self._tracing = Tracing(settings, name)
+        self._tracing = Tracing(settings, name, worker.metrics)
         self._access_log = AccessLog(settings, name)
         chat = ChatPipeline(
             authenticator=worker.authenticator,
@@ -133,7 +133,7 @@ class HttpServer:
             listener.close()
         await self._edge.shutdown(0.1)
         self._access_log.flush()
-        self._tracing.close()
+        await self._tracing.close()
 
     async def _expire_heads(self) -> None:
         while True:

@@ -109,7 +109,7 @@ class Middleware:
             address=find_address(protocol.address, headers, self._trusted),
             request_id=choose_request_id(headers.get("X-Request-ID")),
             clock=clock,
-            trace=self._tracing.begin(headers.get("traceparent")),
+            trace=self._tracing.begin(headers),
         )
 
     def _make_reply(self, message: RawRequestMessage, inbound: Inbound, *, is_last: bool) -> WireReply:
@@ -162,13 +162,10 @@ class Middleware:
         if clock.first_byte_out is not None and route == "chat":
             overhead = clock.first_byte_out - clock.started - clock.seconds(Stage.PROVIDER)
             (self._stream_overhead if reply.is_stream else self._json_overhead).observe(max(0.0, overhead))
-        if inbound.trace is not None and inbound.trace.is_sampled:
+        if inbound.trace is not None and self._tracing.keeps(inbound.trace, int(status)):
+            template = self._routes.template_of(inbound.path)
             self._tracing.record(
-                inbound.trace,
-                clock,
-                f"{method} {route}",
-                {"http.request.method": method, "http.route": route},
-                int(status),
+                inbound.trace, clock, method=method, route=template, status=int(status), request_id=inbound.request_id
             )
         if self._access_log.is_enabled:
             facts = _access_facts(inbound, reply, route, method, status, elapsed)

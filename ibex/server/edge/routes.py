@@ -76,6 +76,13 @@ class Routes:
         handler = route.handler if parameter is None else partial(route.handler, path_parameter=parameter)
         return route.name, handler
 
+    def template_of(self, path: str) -> str | None:
+        """The path's shape, for spans; None when there is no such path."""
+        try:
+            return self._match(path)[0].template
+        except NotFound:
+            return None
+
     def _match(self, path: str) -> tuple[Route, str | None]:
         route = self._fixed.get(path)
         if route is not None:
