@@ -14,6 +14,7 @@ from ibex.recorder.backlog import Backlog
 from ibex.recorder.delivery import Delivery, slowest_position
 from ibex.recorder.ledger import Ledger
 from ibex.recorder.lock import lock_journal
+from ibex.recorder.retention import expire_checkpoints
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
@@ -46,6 +47,7 @@ class Recorder:
         """`prune` deletes changes that are of no more use to anybody; it is called once an hour."""
         self._directory = journal_dir
         self._idle = timedelta(minutes=settings.session_idle_minutes)
+        self._retention = timedelta(days=settings.checkpoint_retention_days)
         self._sessions = sessions
         self._traces = traces
         self._metrics = metrics
@@ -81,6 +83,9 @@ class Recorder:
                     tasks.create_task(_deliver(delivery, stop), name=f"delivery to {delivery.sink.name}")
                 tasks.create_task(sweep_sessions(self._sessions, self._idle, self._metrics, stop), name="sweeper")
                 tasks.create_task(prune_old_changes(self._prune, stop), name="pruning")
+                if self._retention:
+                    expiry = expire_checkpoints(self._sessions, self._retention, self._metrics, stop)
+                    tasks.create_task(expiry, name="retention")
                 while not stop.is_set():
                     self._keep_house(spool, ledger, deliveries, backlog)
                     with suppress(TimeoutError):

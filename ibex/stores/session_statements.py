@@ -59,11 +59,12 @@ returning turn_id
 """Counts what is new on in its sessions and writes it, in order of arrival and within a batch in order of start."""
 
 KNOWN_PARENTS = """
-select place, o.org_id is not null as has_org, a.agent_id is not null as has_agent
+select place, coalesce(o.status <> 'erasing', false) as has_org, a.agent_id is not null as has_agent
 from unnest($1::uuid[], $2::uuid[]) with ordinality as t (org_id, agent_id, place)
 left join ibex_core.organizations as o on o.org_id = t.org_id
 left join ibex_core.agents as a on a.org_id = t.org_id and a.agent_id = t.agent_id
 """
+"""An organization under erasure counts as gone: its agents are, or soon will be."""
 
 ABANDON = """
 update ibex_core.sessions set status = 'abandoned'
@@ -75,6 +76,8 @@ where session_id in (
 returning session_id
 """
 """Skips sessions a recorder holds: those are not idle."""
+
+PRUNE_CHECKPOINTS = "select checkpoints, sessions from ibex_core.prune_checkpoints($1, $2)"
 
 LIST_SESSIONS = """
 select external_id, org_id, agent_id, status, turn_count, created_at, last_turn_at, session_id

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -21,6 +21,7 @@ from ibex.stores.session_statements import (
     INSERT_CHECKPOINTS,
     KNOWN_PARENTS,
     LIST_SESSIONS,
+    PRUNE_CHECKPOINTS,
     SHOW_CHECKPOINTS,
     SHOW_SESSION,
     UPSERT_SESSIONS,
@@ -49,6 +50,14 @@ class RecordResult:
     """With a reason that quotes nothing of the turn: ORGANIZATION_GONE, AGENT_GONE, or the name of the fault."""
     sessions_created: int = 0
     sessions_found: int = 0
+
+
+class Expired(NamedTuple):
+    """What one batch of retention deleted."""
+
+    checkpoints: int
+    sessions: int
+    """Those of which nothing was left."""
 
 
 class SessionStore:
@@ -87,6 +96,18 @@ class SessionStore:
                     count = len(await connection.fetch(ABANDON, idle, batch))
                 marked += count
         return marked
+
+    async def expire(self, age: timedelta, *, batch: int = 1000) -> Expired | None:
+        """Delete about `batch` of the oldest checkpoints, of those recorded longer ago than `age` (a day at least).
+
+        Of a session its beginning goes; one of which nothing is left goes too. None while another node is at it.
+        """
+        async with self._postgres.transaction(timeout=15, operation="expire_checkpoints") as connection:
+            if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _RETENTION_LOCK):
+                return None
+            row = await connection.fetchrow(PRUNE_CHECKPOINTS, age, batch)
+        assert row is not None  # noqa: S101 (a function that answers one row)
+        return Expired(**row)
 
     async def show(self, external_id: str, agent_id: AgentId, limit: int | None = None) -> dict[str, Any]:
         """A `session` and its `checkpoints`, oldest first, all of them unless limited. Raises UnknownEntity."""
@@ -179,6 +200,9 @@ class SessionStore:
 
 
 _ORGANIZATIONS_AT_ONCE = 500
+
+_RETENTION_LOCK = 0x1BE8_A6ED
+"""The advisory lock of the node that deletes old checkpoints."""
 
 _CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 

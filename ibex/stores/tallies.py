@@ -47,12 +47,14 @@ TALLY_CHECKPOINTS = """
 select date_trunc('minute', completed_at) as minute, org_id, count(*) as turns,
     sum(('x' || right(turn_id::text, 8))::bit(32)::bigint & 4294967295)::bigint as id_sum,
     coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens
-from ibex_core.checkpoints where completed_at >= $1 and completed_at < $2 group by 1, 2
+from ibex_core.checkpoints
+where completed_at >= $1 and completed_at < $2 and recorded_at >= $1 - interval '1 hour' group by 1, 2
 """
 FIND_CHECKPOINTS = """
 select turn_id, input_tokens, output_tokens from ibex_core.checkpoints
-where org_id = $1 and completed_at >= $2 and completed_at < $3
+where org_id = $1 and completed_at >= $2 and completed_at < $3 and recorded_at >= $2 - interval '1 hour'
 """
+"""The index is on recorded_at: a turn is recorded after its end, and no clocks differ by an hour."""
 
 TRACE_TALLY = (
     "toStartOfMinute(completed_at) as minute",

@@ -255,6 +255,13 @@ class Metrics:
             p + "session_sweeper_marked_total", "Sessions marked by the sweeper", ("status",)
         )
         self.session_sweeper_runs_total = Counter(p + "session_sweeper_runs_total", "Runs of the sweeper", ("result",))
+        self.retention_deleted_total = Counter(
+            p + "retention_deleted_total", "Records deleted for their age", ("record",)
+        )
+        self.retention_runs_total = Counter(p + "retention_runs_total", "Runs of the retention", ("result",))
+        self.erased_turns_dropped_total = Counter(
+            p + "erased_turns_dropped_total", "Turns of erased organizations, dropped", ("store",)
+        )
         self.journal_pending_turns = Gauge(p + "journal_pending_turns", "Turns some store has not yet taken")
         self.journal_oldest_seconds = Gauge(p + "journal_oldest_seconds", "Age of the oldest such turn")
         self.journal_bytes = Gauge(p + "journal_bytes", "The journal's size on disk")
@@ -269,7 +276,6 @@ class Metrics:
             "ibex_db_query_duration_seconds", "Postgres transactions", ("operation",), latency
         )
         self.db_pool_open_connections = Gauge("ibex_db_pool_open_connections", "Postgres connections", ("state",))
-        self.otel_spans_total = Counter("ibex_otel_spans_total", "Spans by what became of them", ("result",))
         self.process_up = Gauge("ibex_process_up", "1 for each process of the node that lives", ("process",))
         self.build_info = Gauge("ibex_build_info", "1, with the version as a label", ("version",))
 

@@ -1,0 +1,52 @@
+"""Checkpoints past their retention are deleted: by one node at a time, in small batches with as long pauses."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+from ibex.errors import StoreError
+from ibex.stores.sessions import SessionStore
+from ibex.telemetry import Metrics
+
+log = logging.getLogger("ibex.recorder")
+
+_RUN_SECONDS = 600.0
+_BATCH = 1000
+
+
+async def expire_checkpoints(
+    sessions: SessionStore, age: timedelta, metrics: Metrics, stop: asyncio.Event, *, batch: int = _BATCH
+) -> None:
+    """Every ten minutes until `stop`: delete the checkpoints recorded longer ago than `age`, `batch` a transaction."""
+    while not stop.is_set():
+        try:
+            await _run(sessions, age, metrics, stop, batch)
+        except StoreError as error:
+            metrics.retention_runs_total.labels("error").inc()
+            log.warning("old checkpoints not deleted", extra={"reason": error.message})
+        else:
+            metrics.retention_runs_total.labels("ok").inc()
+        await _rest(stop, _RUN_SECONDS)
+
+
+async def _run(sessions: SessionStore, age: timedelta, metrics: Metrics, stop: asyncio.Event, batch: int) -> None:
+    """Delete until nothing old is left, or another node is at it. Recording must hardly feel it: half of the time goes
+    to pauses.
+    """
+    while not stop.is_set():
+        began = time.monotonic()
+        expired = await sessions.expire(age, batch=batch)
+        if expired is None:
+            return
+        metrics.retention_deleted_total.labels("checkpoint").inc(expired.checkpoints)
+        metrics.retention_deleted_total.labels("session").inc(expired.sessions)
+        if not expired.checkpoints:
+            return
+        await _rest(stop, time.monotonic() - began)
+
+
+async def _rest(stop: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
