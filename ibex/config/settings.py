@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -45,6 +46,14 @@ def _dsn(form: str, *schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_collector(url: str) -> str:
+    """Refuses what is no plain address; the message never quotes it, and it may not hold a secret."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError("write http(s)://host:port; what proves who ibex is goes into OTEL_EXPORTER_OTLP_HEADERS")
+    return url
+
+
 PostgresDsn = Annotated[Secret, _dsn("postgresql://user:password@host:5432/database", "postgresql", "postgres")]
 RedisUrl = Annotated[
     Secret, _dsn("redis://[user:password@]host[:port][/db], rediss://… or unix:///path", "redis", "rediss", "unix")
@@ -52,6 +61,7 @@ RedisUrl = Annotated[
 ClickHouseDsn = Annotated[
     Secret, _dsn("http(s)://user:password@host:8123/database", "http", "https", "clickhouse", "clickhouses")
 ]
+CollectorUrl = Annotated[str, AfterValidator(_check_collector)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -162,10 +172,61 @@ class Settings(BaseModel):
     )
     log_format: Literal["json", "text"] | None = _setting(None, "unset: text in development, else json")
     access_log: bool = _setting(True, "one line a request")
-    otel_endpoint: str | None = _setting(
-        None, "OTLP/HTTP collector; unset: spans go nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    otel_endpoint: CollectorUrl | None = _setting(
+        None, "OTLP collector; /v1/traces is added over HTTP; unset: spans go nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT"
     )
-    otel_sample_ratio: float = _setting(0.01, "share of requests without a parent whose spans are kept", ge=0, le=1)
+    otel_traces_endpoint: CollectorUrl | None = _setting(
+        None, "the same for traces alone, taken as it stands", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    )
+    otel_protocol: Literal["http/protobuf", "grpc"] = _setting(
+        "http/protobuf",
+        "how the collector is spoken to; grpc needs the extra otlp-grpc",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+    )
+    otel_headers: Secret | None = _setting(
+        None,
+        "headers for the collector: name=value, percent-encoded, separated by commas",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    otel_compression: Literal["none", "gzip"] = _setting(
+        "none", "how spans are packed", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"
+    )
+    otel_timeout_ms: int = _setting(
+        10_000,
+        "how long the collector may take for a batch, retries included (ms)",
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        ge=1,
+    )
+    otel_certificate: Path | None = _setting(
+        None,
+        "PEM file of the authorities the collector may be signed by",
+        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    )
+    otel_client_certificate: Path | None = _setting(
+        None,
+        "PEM file of ibex's own certificate for the collector",
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    )
+    otel_client_key: Path | None = _setting(
+        None, "its key", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_KEY"
+    )
+    otel_service_name: str | None = _setting(None, "whose spans these are; unset: ibex", "OTEL_SERVICE_NAME")
+    otel_resource_attributes: CommaList = _setting(
+        (), "what else is known of whose they are: name=value, percent-encoded", "OTEL_RESOURCE_ATTRIBUTES"
+    )
+    otel_sample_ratio: float = _setting(
+        0.01,
+        "share of requests without a parent whose spans are kept; failed ones always are",
+        "OTEL_TRACES_SAMPLER_ARG",
+        ge=0,
+        le=1,
+    )
+    otel_sdk_disabled: bool = _setting(False, "true: no spans, whatever else is set", "OTEL_SDK_DISABLED")
 
     @model_validator(mode="after")
     def _check_environment(self) -> Self:
@@ -210,6 +271,11 @@ class Settings(BaseModel):
     def run_dir(self) -> Path:
         """Where locks, sockets and the addresses of running engines lie."""
         return self.data_dir / "run"
+
+    @property
+    def otel_exports(self) -> bool:
+        """Whether spans go anywhere."""
+        return bool(self.otel_endpoint or self.otel_traces_endpoint) and not self.otel_sdk_disabled
 
     @property
     def journal_dir(self) -> Path:

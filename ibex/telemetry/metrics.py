@@ -276,6 +276,7 @@ class Metrics:
             "ibex_db_query_duration_seconds", "Postgres transactions", ("operation",), latency
         )
         self.db_pool_open_connections = Gauge("ibex_db_pool_open_connections", "Postgres connections", ("state",))
+        self.otel_spans_total = Counter("ibex_otel_spans_total", "Spans by what became of them", ("result",))
         self.process_up = Gauge("ibex_process_up", "1 for each process of the node that lives", ("process",))
         self.build_info = Gauge("ibex_build_info", "1, with the version as a label", ("version",))
 
