@@ -85,11 +85,13 @@ class OpenTurn:
 
     def close_left(self, *, after_first_byte: bool) -> asyncio.Future[None] | None:
         """The client hung up."""
+        self._end_provider_stage()
         status = 200 if after_first_byte else CLIENT_LEFT
         return self._close(Outcome.CLIENT_DISCONNECT, status, UNKNOWN_USAGE, has_checkpoint=after_first_byte)
 
     def close_refused(self, error: RequestError) -> asyncio.Future[None] | None:
         """The provider failed or refused before the first byte."""
+        self._end_provider_stage()
         return self._close(
             Outcome.PROVIDER_ERROR, error.http_status, UNKNOWN_USAGE, has_checkpoint=False, error_code=error.code
         )
@@ -97,6 +99,11 @@ class OpenTurn:
     def close_replayed(self) -> asyncio.Future[None] | None:
         """A stored reply was given again; nothing went to the provider."""
         return self._close(Outcome.REPLAYED, 200, UNKNOWN_USAGE, is_complete=True, has_checkpoint=False)
+
+    def _end_provider_stage(self) -> None:
+        """What was waited for a provider that did not answer is the provider's time, not ibex's own."""
+        if not self._clock.ended(Stage.PROVIDER):
+            self._clock.finish(Stage.PROVIDER)
 
     def _close(
         self,

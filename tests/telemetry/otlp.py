@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def http_receiver() -> Iterator[Receiver]:
+def http_receiver(port: int = 0) -> Iterator[Receiver]:
     """A receiver of OTLP over HTTP."""
     receiver = Receiver()
 
@@ -78,7 +78,7 @@ def http_receiver() -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     receiver.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
