@@ -66,6 +66,7 @@ class Relay:
             far_reader, far_writer = await self._connect()
             self._writers.add(far_writer)
             await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        writer.close()  # nobody may be there behind it
         self._tasks.discard(task)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

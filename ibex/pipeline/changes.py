@@ -173,6 +173,8 @@ class ChangeFollower:
             self._is_away = False
             log.info("postgres answers the change feed again")
         if changes.is_reset:
+            if self._heard_at > -inf:
+                log.warning("postgres has another history than before, so what is remembered is read again")
             self._reset()
         for change in changes.rows:
             self._observe_lag(change)

@@ -1,10 +1,12 @@
 """Reading again, in the background and in batches, what a worker remembers of its callers."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from itertools import islice
 from typing import NoReturn
+from uuid import UUID
 
 from ibex.errors import StoreError
 from ibex.pipeline.changes import ChangeFollower, now
@@ -35,11 +37,16 @@ class Rereader:
         self._cache = cache
         self._tell = tell
         self._is_failing = False
+        self._all_is_void = asyncio.Event()
+        follower.listen(self._hear)
 
     async def run(self) -> NoReturn:
-        """Read again what is due every other second, for ever."""
+        """Read again what is due every other second, and at once after a reset, for ever."""
         while True:
-            await asyncio.sleep(PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE_SECONDS):
+                    await self._all_is_void.wait()
+            self._all_is_void.clear()
             try:
                 await self.reread_due()
             except StoreError as error:
@@ -74,6 +81,10 @@ class Rereader:
                 renewed = make_entry(credential, began, entry.used_at)
                 renewed.told_at = entry.told_at
                 self._cache.put(key, renewed)
+
+    def _hear(self, kind: str, _: UUID | None) -> None:
+        if kind == "reset":  # whoever is not read again before Postgres goes away would then be refused
+            self._all_is_void.set()
 
     async def _tell_of_use(self, keys: list[Key]) -> None:
         moment = now()

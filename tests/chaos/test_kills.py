@@ -79,8 +79,7 @@ async def test_no_kill_loses_or_doubles_a_turn(chaos_house: ChaosHouse) -> None:
             await asyncio.sleep(random.uniform(0.1, 0.7))
             since, began = len(load.sights), time.monotonic()
             await (kill_node if victim in WHOLE_NODES else kill_one)(house, victim)
-            # A Postgres that fell forgets its last transaction ids, so callers are read again once it is back.
-            await asyncio.sleep(2 if victim == "engine postgres" else 0.2)
+            await asyncio.sleep(0.2)
             log.info("%d %s: %.1f s, %s", number, victim, time.monotonic() - began, dict(load.count(since)))
             if victim not in WORKERS:
                 assert not load.failures(since, allowed=ALLOWED.get(victim, ())), victim

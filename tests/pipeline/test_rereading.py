@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -10,10 +11,13 @@ import pytest
 from ibex.errors import (
     InvalidToken,
 )
+from ibex.pipeline import rereading
 from ibex.pipeline.changes import now
 from ibex.pipeline.principals import KNOWN_SECONDS, Entry
+from ibex.telemetry import spawn
 from tests.conftest import PostgresDatabase
 from tests.pipeline.conftest import Door
+from tests.waiting import eventually
 
 
 def start(coroutine: Any) -> asyncio.Task[Any]:
@@ -43,6 +47,20 @@ async def test_entries_in_use_are_read_again_before_they_are_old(door: Door, cha
     assert door.entry.used_at == entry.used_at
     await door.relay.stop()
     assert (await door.enter()).was_cached
+
+
+async def test_after_a_reset_everybody_is_read_again_at_once(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rereading, "PAUSE_SECONDS", 3600)
+    await door.enter()
+    door.tasks.append(spawn(door.authenticator.reread_forever(), name="test rereads"))
+    await asyncio.sleep(0)
+    assert door.feed._position is not None
+    door.feed._position = replace(door.feed._position, timeline="another server")
+
+    await door.poll()
+
+    assert door.entry.is_void
+    await eventually(lambda: not door.entry.is_void)
 
 
 async def test_a_reread_that_read_before_a_change_never_lands_after_it(door: Door) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -117,14 +118,45 @@ async def test_nothing_is_missed_or_told_twice_among_many_writers(
     assert sorted(told) == sorted(committed)
 
 
-async def test_a_cursor_ahead_of_the_server_is_a_reset(feed: ChangeFeed) -> None:
-    feed._cursor = (feed._cursor or 0) + 1_000_000
+async def test_a_cursor_ahead_of_the_server_is_a_reset(feed: ChangeFeed, tenant: Tenant) -> None:
+    assert tenant.token_id in await ids(feed)
+    position = feed._position
+    assert position is not None
+    assert position.newest is not None
+    ahead = position.newest._replace(xid=position.newest.xid + 1_000_000)
+    feed._position = replace(position, xmin=position.xmin + 1_000_000, newest=ahead)
     assert (await feed.poll()).is_reset
     assert await ids(feed) == []
 
 
 async def test_another_timeline_is_a_reset(feed: ChangeFeed) -> None:
-    feed._timeline = "0000FFFF"
+    assert feed._position is not None
+    feed._position = replace(feed._position, timeline="0000FFFF")
+    assert (await feed.poll()).is_reset
+    assert await ids(feed) == []
+
+
+async def test_a_server_that_has_lost_the_newest_change_is_a_reset(
+    feed: ChangeFeed, postgres_database: PostgresDatabase, tenant: Tenant, admin: IdentityAdmin
+) -> None:
+    await admin.revoke_token(tenant.token_id)
+    assert (await ids(feed))[-1] == tenant.token_id
+    connection = await asyncpg.connect(postgres_database.admin_dsn)
+    try:
+        lost = await connection.fetchrow(
+            "delete from ibex_core.changes where change_id = (select max(change_id) from ibex_core.changes)"
+            " returning change_id, xid::text as xid"
+        )
+        assert lost is not None
+        # As after a crash without synchronous commits, or on a copy: another change by the same ids.
+        await connection.execute(
+            "insert into ibex_core.changes (change_id, xid, kind, entity_id) overriding system value"
+            " values ($1, $2::text::xid8, 'token', gen_random_uuid())",
+            lost["change_id"],
+            lost["xid"],
+        )
+    finally:
+        await connection.close()
     assert (await feed.poll()).is_reset
     assert await ids(feed) == []
 
