@@ -11,6 +11,8 @@ from ibexctl.output import Answer, Fields, View, note, show
 
 if TYPE_CHECKING:
     from ibex.config import Settings
+    from ibex.server.messages import Unfinished
+    from ibex.server.shutdown import StopResult
     from ibex.server.status import NodeStatus
 
 _STORES = {
@@ -40,9 +42,10 @@ def serve(
         int | None, typer.Option("--workers", metavar="N", min=1, max=128, help="Worker processes (IBEX_WORKERS).")
     ] = None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+    """Serve until Ctrl-C or SIGTERM, then let what is under way finish; a second one does not wait.
 
-    Starts the proxy's workers, the recorder, and the stores that are embedded.
+    Starts the proxy's workers, the recorder, and the stores that are embedded. Fails when the end of the time to finish
+    (IBEX_SHUTDOWN_TIMEOUT) cut a request.
     """
     settings = read_settings(host=host, port=port, workers=workers)
     is_json = invocation_of(ctx).is_json
@@ -52,12 +55,16 @@ def serve(
 
     from ibex.server.supervisor import serve as supervise
 
-    supervise(
+    result = supervise(
         settings,
         on_progress=note,
         on_ready=announce,
         reload=lambda: read_settings(host=host, port=port, workers=workers),
     )
+    for line in describe_stop(result):
+        note(line)
+    if not result.is_clean:
+        raise typer.Exit(1)
 
 
 def describe(node: "NodeStatus", settings: "Settings") -> Answer:
@@ -87,6 +94,23 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
     if settings.is_development:
         views += ["", "Try it:", "", try_line(node.url)]
     return Answer(data, (*views, "", "Ctrl-C stops it all."))
+
+
+def describe_stop(result: "StopResult") -> list[str]:
+    """How the stop went, for people: standard output has had its one answer."""
+    waiting = result.undelivered_turns
+    journal = [f"The journal keeps {waiting:,} turns for the next start to deliver."] if waiting else []
+    after = f"after {result.seconds:.1f} s"
+    if result.is_clean:
+        return [f"Stopped {after}; nothing was cut.", *journal]
+    why = "told twice to stop" if result.is_hurried else "at the end of IBEX_SHUTDOWN_TIMEOUT"
+    cuts = [f"       {name}: {_describe_cut(cut)}" for name, cut in result.unfinished]
+    return [f"error: Stopped {after}, and cut what was not finished, {why}:", *cuts, *journal]
+
+
+def _describe_cut(cut: "Unfinished") -> str:
+    counts = (cut.streams, "stream"), (cut.requests, "request")
+    return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
 
 
 def try_line(url: str) -> str:

@@ -10,7 +10,7 @@ from ibexctl.operation import read_settings
 from ibexctl.output import Answer, Fields, Table
 
 if TYPE_CHECKING:
-    from ibex.server.status import ProcessStatus
+    from ibex.server.status import NodeStatus, ProcessStatus
 
 _SUMMED_UP = {"pending_turns", "oldest_seconds", "journal_bytes", "dead_letters"}
 """Facts of single processes that the lines above the table tell."""
@@ -32,9 +32,11 @@ def status() -> Answer:
     from ibex.server.status import request_status
 
     node = request_status(settings)
+    in_flight = sum(int(process.facts.get("in_flight", 0)) for process in node.processes)
     facts = {
         "version": node.version,
         "env": node.env,
+        "state": _describe_state(node, in_flight),
         "url": node.url,
         "metrics_url": node.metrics_url,
         "data_dir": node.data_dir,
@@ -42,7 +44,7 @@ def status() -> Answer:
         "started_at": node.started_at,
         "uptime": format_span(node.uptime_seconds),
         "engines": node.engines or "none: every store is given by its address",
-        "in_flight": sum(int(process.facts.get("in_flight", 0)) for process in node.processes),
+        "in_flight": in_flight,
         "journal": _describe_journal(node.processes),
     }
     rows = [
@@ -57,9 +59,15 @@ def status() -> Answer:
         )
         for process in node.processes
     ]
-    is_whole = all(process.is_up for process in node.processes)
+    is_whole = node.stop is not None or all(process.is_up for process in node.processes)
     notes = () if is_whole else ("A process is down: the server starts it again; its log says why it fell.",)
     return Answer(node.as_dict(), (Fields(facts), "", Table(_COLUMNS, rows)), notes)
+
+
+def _describe_state(node: "NodeStatus", in_flight: int) -> str:
+    if node.stop is None:
+        return "serving"
+    return f"{node.stop.doing}, {in_flight:,} in flight, {node.stop.seconds_left:.0f} s left"
 
 
 def _describe_journal(processes: "Iterable[ProcessStatus]") -> str:

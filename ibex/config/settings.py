@@ -85,6 +85,9 @@ class Settings(BaseModel):
     metrics_host: str = _setting("127.0.0.1", "address of /metrics outside development")
     metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
     shutdown_timeout: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
+    shutdown_delay: float = _setting(
+        0.0, "how long before that /ready says 503 while all is served as before, for load balancers (s)", ge=0
+    )
 
     postgres_dsn: PostgresDsn = _setting(
         Secret(EMBEDDED),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ibex.errors import EngineFailed, OperatorError
-from ibex.server.messages import AnyMessage, Channel, Drain, Failed, Ready, Report
+from ibex.server.messages import AnyMessage, Channel, Drain, Failed, Ready, Report, Unfinished
 from ibex.telemetry import spawn
 
 log = logging.getLogger("ibex.supervisor")
@@ -48,6 +48,7 @@ class Child:
         self.started = time.monotonic()
         self.is_ready = False
         self._failure: Failed | None = None
+        self._unfinished: Unfinished | None = None
         self._on_message = on_message
         self._on_end = on_end
         self._has_ended = False
@@ -100,6 +101,15 @@ class Child:
     def is_alive(self) -> bool:
         """Whether it has not ended."""
         return self._process.returncode is None
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """What it has cut, once it has ended: as it said itself, or by its latest report when something ended it."""
+        if self._unfinished is not None or self._process.returncode in {None, 0}:
+            return self._unfinished
+        streams = int(self.facts.get("streams", 0))
+        others = int(self.facts.get("in_flight", 0)) - streams
+        return Unfinished(others, streams) if others or streams else None
 
     def send(self, message: AnyMessage) -> None:
         """Tell it something; swallowed when it is gone."""
@@ -176,6 +186,8 @@ class Child:
                 self._settled.set()
             case Failed():
                 self._failure = message
+            case Unfinished():
+                self._unfinished = message
             case Report(snapshot, facts):
                 self.snapshot = snapshot
                 self.facts.update(facts)

@@ -21,6 +21,8 @@ from ibex.server.messages import (
     Share,
     StatusAnswer,
     StatusQuestion,
+    Unfinished,
+    Withdraw,
 )
 from ibex.telemetry import render_metrics
 
@@ -56,6 +58,7 @@ class Control:
         """Facts about this process that `ibexctl status` shows; they travel with the metrics, once a second."""
         self.on_adopt: Callable[[int], None] = lambda _slot: None
         self.on_release: Callable[[int], None] = lambda _slot: None
+        self.on_withdraw: Callable[[], None] = lambda: None
         self.on_drain: Callable[[float | None], None] = lambda _seconds: None
         """Called with the seconds there are, or with None when the supervisor has died."""
         self.has_successor = False
@@ -118,6 +121,10 @@ class Control:
         """Say why this child cannot start."""
         self._send(Failed(message, hint))
 
+    def confess(self, unfinished: Unfinished) -> None:
+        """Say what this child is about to cut."""
+        self._send(unfinished)
+
     def report(self) -> None:
         """Send the metrics and facts as they are now."""
         if self._channel is not None:
@@ -162,6 +169,8 @@ class Control:
                 self.on_adopt(slot)
             case Release(slot):
                 self.on_release(slot)
+            case Withdraw():
+                self.on_withdraw()
             case Drain(seconds, has_successor):
                 self.has_successor = has_successor
                 self.on_drain(seconds)

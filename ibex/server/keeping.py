@@ -77,7 +77,12 @@ class Keeper:
         An error: it did not start, and the old one stays.
         """
         successor = await self._launch()
-        if not await successor.wait_ready():
+        try:
+            is_ready = await successor.wait_ready()
+        except asyncio.CancelledError:
+            await successor.kill()
+            raise
+        if not is_ready:
             await successor.kill()
             return successor.explain_failure()
         old = self.child

@@ -95,6 +95,18 @@ class Drain(Message):
     """Whether another process serves in its place already."""
 
 
+class Withdraw(Message):
+    """Supervisor to a worker: go on as you are, and say at /ready that this node is about to leave."""
+
+
+class Unfinished(Message, order=True):
+    """Worker, at the end of its time to drain: what it has not answered to the end, and cuts."""
+
+    requests: int
+    """Those that are no streams."""
+    streams: int
+
+
 AnyMessage = (
     Ready
     | Failed
@@ -107,6 +119,8 @@ AnyMessage = (
     | Adopt
     | Release
     | Drain
+    | Withdraw
+    | Unfinished
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -40,6 +40,9 @@ class RollingRestart:
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._is_asked = False
+        self._scopes: set[asyncio.Timeout] = set()
+        """One for each call of `run`: what `stop` ends it by."""
+        self._is_over = False
 
     def start(self) -> None:
         """Have it done, as SIGHUP asks: while one is under way, once more after it."""
@@ -50,9 +53,20 @@ class RollingRestart:
     async def run(self) -> ReloadResult:
         """Do it, and return when every process has a successor that serves.
 
-        Raises OperatorError when the settings are wrong, Postgres is away, or a successor does not start: then the
-        processes that have none go on as they are.
+        Raises OperatorError when the settings are wrong, Postgres is away, a successor does not start, or the node
+        stops: then the processes that have none go on as they are.
         """
+        try:
+            async with asyncio.timeout(0 if self._is_over else None) as scope:
+                self._scopes.add(scope)
+                try:
+                    return await self._run()
+                finally:
+                    self._scopes.discard(scope)
+        except TimeoutError:
+            raise OperatorError("The server is stopping.") from None
+
+    async def _run(self) -> ReloadResult:
         async with self._one_at_a_time:
             began = time.monotonic()
             settings = self._read_settings()
@@ -66,10 +80,12 @@ class RollingRestart:
             return ReloadResult(replaced=replaced, ignored_settings=ignored, seconds=time.monotonic() - began)
 
     async def stop(self) -> None:
-        """End one that is under way: what was replaced stays so."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """End what is under way, and refuse what comes: what was replaced stays so."""
+        self._is_over = True
+        for scope in self._scopes:
+            scope.reschedule(0)
+        async with self._one_at_a_time:
+            pass
 
     async def _run_while_asked(self) -> None:
         while self._is_asked:

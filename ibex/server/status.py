@@ -37,6 +37,15 @@ class ProcessStatus(msgspec.Struct, kw_only=True):
     """What the process says about itself."""
 
 
+class StopStatus(msgspec.Struct, kw_only=True):
+    """Where a stop is."""
+
+    doing: str
+    """`leaving` (it serves, and /ready says that it will not for long), `draining`, or `delivering` the journal."""
+    seconds_left: float
+    """How much longer this part of it may take."""
+
+
 class NodeStatus(msgspec.Struct, kw_only=True):
     """What `ibexctl status` shows, and what `serve` prints when it is ready."""
 
@@ -58,6 +67,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     """The embedded engines."""
     processes: list[ProcessStatus]
     """The supervisor first."""
+    stop: StopStatus | None = None
+    """Where its stop is, once it was told to."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from typing import Any
 
 from ibex import __version__
 from ibex.config import Settings
@@ -25,6 +26,7 @@ from ibex.server.process import begin_process
 from ibex.server.proof import prove_token_is_demanded
 from ibex.server.recorder import DRAIN_SECONDS
 from ibex.server.rolling import RollingRestart
+from ibex.server.shutdown import Shutdown, StopResult
 from ibex.server.sockets import open_listening_sockets, url_of
 from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, describe_process
 from ibex.server.workers import WorkerPool
@@ -36,7 +38,7 @@ SANDBOX_DRAIN_SECONDS = 1.0
 
 
 class Supervisor:
-    """One node. `run` returns when it was told to stop and nothing it started is left.
+    """One node. `run` returns when it was told to stop and nothing it started is left, and says how the stop went.
 
     `reload` reads the settings anew for a rolling restart; `worker` is Launcher's.
     """
@@ -76,29 +78,30 @@ class Supervisor:
         self._url = f"http://{settings.host}:{settings.port}"
         self._main: asyncio.Task[object] | None = None
         """The task of `run` while it starts: an early stop cancels it."""
-        self._stopping = asyncio.Event()
+        self._shutdown = Shutdown(self._count_in_flight)
         self._rolling = RollingRestart(
             reload or (lambda: settings), lambda: self._engines.addresses, launcher, self._pool, self._recorder
         )
 
-    async def run(self) -> None:
+    async def run(self) -> StopResult:
         """Start, serve until SIGTERM or SIGINT, stop. Raises OperatorError when the node cannot start."""
         with self._signals():
             async with AsyncExitStack() as stack:
                 await self._start_or_stop(stack)
-                await self._stopping.wait()
-                log.info("stopping")
-        log.info("stopped")
+                await self._shutdown.ordered()
+        undelivered: Any = self._recorder_facts.get("pending_turns")
+        result = self._shutdown.result(None if undelivered is None else int(undelivered))
+        log.log(logging.INFO if result.is_clean else logging.ERROR, "stopped", extra=result.facts)
+        return result
 
     def stop(self) -> None:
         """Stop; asked again, do not wait for what is under way."""
-        if self._stopping.is_set():
-            log.warning("hurrying")
+        if self._shutdown.is_ordered:
             for keeper in self._keepers():
                 keeper.hurry()
         elif self._main is not None:
             self._main.cancel()
-        self._stopping.set()
+        self._shutdown.order()
 
     def status(self) -> NodeStatus:
         """How the node is."""
@@ -117,6 +120,7 @@ class Supervisor:
             is_first_start=self._is_first_start,
             engines=[f"{engine.label} {engine.version}" for engine in self._engines.engines],
             processes=list(self._processes()),
+            stop=self._shutdown.status,
         )
 
     async def _start_or_stop(self, stack: AsyncExitStack) -> None:
@@ -124,7 +128,7 @@ class Supervisor:
         try:
             await self._start(stack)
         except asyncio.CancelledError:
-            if main is None or not self._stopping.is_set():
+            if main is None or not self._shutdown.is_ordered:
                 raise
             main.uncancel()
         else:
@@ -157,23 +161,30 @@ class Supervisor:
         settings = self._settings
         sockets = open_listening_sockets(settings.host, settings.port, settings.workers)
         self._url = url_of(sockets[0])
+        control = ControlSocket(settings.run_dir, self.status, self._rolling.run)
+        stack.push_async_callback(control.close)
+        stack.push_async_callback(self._endpoint.close)
         starts = [self._pool.start(sockets)]
         if self._recorder is not None:
-            stack.push_async_callback(self._recorder.stop, DRAIN_SECONDS)
+            stack.push_async_callback(self._stop_recorder, self._recorder)
             starts.append(self._recorder.start())
-        stack.push_async_callback(self._drain_workers)
+        stack.push_async_callback(self._stop_workers)
         stack.push_async_callback(self._rolling.stop)
         await side_by_side(*starts)
         await prove_token_is_demanded(self._url, times=settings.workers)
-        control = ControlSocket(settings.run_dir, self.status, self._rolling.run)
-        stack.push_async_callback(control.close)
         await control.start()
         if not settings.is_development:
-            stack.push_async_callback(self._endpoint.close)
             await self._endpoint.start(settings.metrics_host, settings.metrics_port)
 
-    async def _drain_workers(self) -> None:
-        await self._pool.stop(self._launcher.settings.shutdown_timeout)
+    async def _stop_workers(self) -> None:
+        settings, shutdown = self._launcher.settings, self._shutdown
+        if settings.shutdown_delay and self._start_seconds is not None:
+            self._pool.withdraw()
+            await shutdown.part("leaving", settings.shutdown_delay, shutdown.pause(settings.shutdown_delay))
+        await shutdown.part("draining", settings.shutdown_timeout, self._pool.stop(settings.shutdown_timeout))
+
+    async def _stop_recorder(self, recorder: Keeper) -> None:
+        await self._shutdown.part("delivering", DRAIN_SECONDS, recorder.stop(DRAIN_SECONDS))
 
     # What children say
 
@@ -192,6 +203,7 @@ class Supervisor:
     def _forget(self, child: Child) -> None:
         self._pool.forget(child)
         self._metrics.retire(child)
+        self._shutdown.note_end(child)
 
     def _note_sandbox(self) -> None:
         if self._sandbox is not None and self._sandbox.child is not None:
@@ -203,6 +215,10 @@ class Supervisor:
     def _recorder_facts(self) -> dict[str, object]:
         child = self._recorder.child if self._recorder is not None else None
         return child.facts if child is not None else {}
+
+    def _count_in_flight(self) -> int:
+        children = (child for keeper in self._pool.keepers for child in keeper.children if child.is_alive)
+        return sum(int(child.facts.get("in_flight", 0)) for child in children)
 
     def _keepers(self) -> list[Keeper]:
         return [*self._pool.keepers, *(keeper for keeper in (self._recorder, self._sandbox) if keeper is not None)]
@@ -255,11 +271,11 @@ def serve(
     on_ready: Callable[[NodeStatus], None] = lambda _status: None,
     reload: Callable[[], Settings] | None = None,
     has_recorder: bool = True,
-) -> None:
+) -> StopResult:
     """Run a supervisor to its end in this process's main thread. Raises OperatorError when it cannot start."""
     begin_process("supervisor")
     configure_logging(settings, "supervisor")
     supervisor = Supervisor(
         settings, on_progress=on_progress, on_ready=on_ready, reload=reload, has_recorder=has_recorder
     )
-    asyncio.run(supervisor.run())
+    return asyncio.run(supervisor.run())

@@ -15,6 +15,7 @@ from ibex.errors import IbexError, OperatorError
 from ibex.server.control import Control
 from ibex.server.handover import Handover
 from ibex.server.lifeline import Lifeline
+from ibex.server.messages import Unfinished
 from ibex.server.process import begin_process, run_process
 from ibex.telemetry import Metrics, configure_logging, spawn
 
@@ -37,6 +38,15 @@ class Server(Protocol):
 
     async def release(self, sock: socket.socket) -> None:
         """Accept no more on this socket, which `accept_on` was given."""
+        ...
+
+    def withdraw(self) -> None:
+        """Serve on, and say at /ready that this will end."""
+        ...
+
+    @property
+    def unfinished(self) -> Unfinished:
+        """What has not been answered to the end."""
         ...
 
     async def drain(self, seconds: float) -> None:
@@ -111,6 +121,7 @@ async def open_http_server(settings: Settings, slot: int, metrics: Metrics, cont
         server = HttpServer(worker, control)
         control.read_facts = lambda: {
             "in_flight": server.in_flight,
+            "streams": server.unfinished.streams,
             "journal_pressure": round(worker.journal.pressure, 3),
         }
         yield server
@@ -132,6 +143,7 @@ async def serve(
     try:
         async with open_server(settings, slot, metrics, control) as server, AsyncExitStack() as stack:
             sockets.obey(control, server)
+            control.on_withdraw = server.withdraw
             stack.push_async_callback(server.close)
             await server.start([sockets.own(slot)])
             reports = spawn(control.report_forever(), name="metrics reports")
@@ -142,8 +154,8 @@ async def serve(
             control.ready()
             seconds = await lifeline.ended()
             sockets.close()
-            if not await lifeline.within(server.drain(seconds)):
-                log.warning("requests were cut at the end of the time to drain")
+            await lifeline.within(server.drain(seconds))
+            confess(control, server.unfinished)
     except OperatorError as error:
         control.fail(error.message, error.hint)
         return 1
@@ -154,6 +166,14 @@ async def serve(
         handover.close()
         await control.close()
     return 0
+
+
+def confess(control: Control, unfinished: Unfinished) -> None:
+    """Tell what the end of the time to drain cuts, if anything."""
+    if unfinished.requests or unfinished.streams:
+        facts = {"requests": unfinished.requests, "streams": unfinished.streams}
+        log.warning("requests were cut at the end of the time to drain", extra=facts)
+        control.confess(unfinished)
 
 
 def main(open_server: OpenServer = open_http_server) -> int:

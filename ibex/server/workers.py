@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ibex.server.children import Child
 from ibex.server.handover import Handover
 from ibex.server.keeping import Keeper
-from ibex.server.messages import Adopt, AnyMessage, Release, Share
+from ibex.server.messages import Adopt, AnyMessage, Release, Share, Withdraw
 from ibex.server.shares import ShareBook
 
 
@@ -30,6 +30,7 @@ class WorkerPool:
         self._adopters: dict[int, int] = {}
         """Slots whose own worker is away, and the slot of the worker that accepts there."""
         self._shares = ShareBook()
+        self._is_withdrawn = False
         self._is_stopping = False
         self.keepers = [self._keeper(slot) for slot in range(count)]
 
@@ -44,6 +45,12 @@ class WorkerPool:
         for error in starts:
             if error is not None:
                 raise error
+
+    def withdraw(self) -> None:
+        """Have all say at /ready that they are about to leave, and serve on."""
+        self._is_withdrawn = True
+        for slot in self._serving:
+            self._tell(slot, Withdraw())
 
     async def stop(self, drain_seconds: float) -> None:
         """Drain all side by side."""
@@ -80,6 +87,8 @@ class WorkerPool:
 
     def _note_up(self, slot: int) -> None:
         self._serving.add(slot)
+        if self._is_withdrawn:
+            self._tell(slot, Withdraw())
         for adopted, adopter in self._adopters.items():
             if adopter == slot:  # its predecessor's duties, when this one replaces it
                 self._tell(slot, Adopt(adopted))
@@ -108,7 +117,7 @@ class WorkerPool:
                     self._adopters[slot] = chosen
                     self._tell(chosen, Adopt(slot))
 
-    def _tell(self, slot: int, message: Adopt | Release) -> None:
+    def _tell(self, slot: int, message: Adopt | Release | Withdraw) -> None:
         child = self.keepers[slot].child
         if child is not None:
             child.send(message)

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from ibex.config import Settings
+from ibex.server.shutdown import StopResult
 from ibex.server.status import NodeStatus
 from ibex.server.supervisor import Supervisor
 
@@ -22,7 +23,7 @@ class Node:
     """A running node, and a client that never reuses a connection."""
 
     supervisor: Supervisor
-    task: asyncio.Task[None]
+    task: asyncio.Task[StopResult]
     http: aiohttp.ClientSession
 
     @property
@@ -42,9 +43,9 @@ class Node:
         answers = await asyncio.gather(*(self.ask() for _ in range(40)))
         return {answer["pid"] for answer in answers}
 
-    async def stop(self) -> None:
+    async def stop(self) -> StopResult:
         self.supervisor.stop()
-        await asyncio.wait_for(self.task, 30)
+        return await asyncio.wait_for(self.task, 30)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from ibex.config import Settings
 from ibex.errors import OperatorError
 from ibex.server.control import Control
+from ibex.server.messages import Unfinished
 from ibex.server.worker import Server, main
 from ibex.telemetry import Metrics
 
@@ -25,8 +27,10 @@ class SmallServer:
         self._control = control
         self._heard: list[str] = []
         self._handler = web.Server(self._answer)
+        self._slow = 0
+        self._is_leaving = False
         self._listeners: dict[socket.socket, asyncio.Server] = {}
-        control.read_facts = lambda: {"listeners": len(self._listeners)}
+        control.read_facts = lambda: {"listeners": len(self._listeners), "in_flight": self._slow}
         control.on_share = lambda payload: self._heard.append(payload.decode())
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -40,14 +44,24 @@ class SmallServer:
     async def release(self, sock: socket.socket) -> None:
         self._listeners.pop(sock).close()
 
+    def withdraw(self) -> None:
+        self._is_leaving = True
+
+    @property
+    def unfinished(self) -> Unfinished:
+        return Unfinished(self._slow, 0)
+
     async def drain(self, seconds: float) -> None:
         for listener in self._listeners.values():
             listener.close()
-        await self._handler.shutdown(seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._slow and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (small)
+            await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         for listener in self._listeners.values():
             listener.close()
+        await self._handler.shutdown(0.1)
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         match request.path:
@@ -60,7 +74,13 @@ class SmallServer:
             case "/metrics":
                 return web.Response(body=await self._control.metrics_text())
             case "/slow":
+                self._slow += 1
                 await asyncio.sleep(float(request.query_string))
+                self._slow -= 1
+            case "/ready":
+                return web.Response(status=503 if self._is_leaving else 200)
+            case "/hang":
+                time.sleep(float(request.query_string))  # noqa: ASYNC251 (the point of it)
             case "/v1/chat/completions" if "--open" not in ARGUMENTS:
                 return web.Response(status=401)
             case "/environment":
@@ -74,7 +94,7 @@ async def open_small_server(settings: Settings, slot: int, metrics: Metrics, con
         raise OperatorError("it is broken", hint="Mend it.")
     if "--dead" in ARGUMENTS:
         os._exit(3)
-    if "--stuck" in ARGUMENTS:
+    if "--stuck" in ARGUMENTS or settings.openai_models == ("stuck",):
         await asyncio.Event().wait()
     yield SmallServer(slot, metrics, control)
 

@@ -120,25 +120,11 @@ async def test_a_request_under_way_is_finished_before_the_node_stops(settings: S
         slow = asyncio.gather(*(node.ask("/slow?0.5") for _ in range(4)))
         await asyncio.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(node.task, 30)
+        result = await asyncio.wait_for(node.task, 30)
 
         assert len(await slow) == 4
-
-
-async def test_a_second_signal_waits_for_nobody(settings: Settings) -> None:
-    async with running(settings.model_copy(update={"shutdown_timeout": 100})) as node:
-        pids = await node.pids()
-        slow = asyncio.gather(node.ask("/slow?90"), return_exceptions=True)
-        await asyncio.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.sleep(0.2)
-        assert not node.task.done()
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(node.task, 20)
-        (outcome,) = await slow
-
-    assert isinstance(outcome, aiohttp.ClientError)
-    assert not any(is_alive(pid) for pid in pids)
+        assert result.is_clean
+        assert not result.is_hurried
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ibex.server.edge.ops import Operations
 from ibex.server.edge.protocol import EdgeProtocol
 from ibex.server.edge.routes import Routes
 from ibex.server.handover import Handover
+from ibex.server.messages import Unfinished
 from ibex.telemetry import AccessLog, Tracing, spawn
 
 OLDEST_AIOHTTP = (3, 14, 5)
@@ -67,7 +68,17 @@ class HttpServer:
     @property
     def in_flight(self) -> int:
         """Requests whose answer has not ended."""
-        return self._middleware.in_flight
+        return len(self._middleware.replies)
+
+    @property
+    def unfinished(self) -> Unfinished:
+        """Requests that are not answered yet, or whose answer's last bytes the client has not taken."""
+        streams = sum(reply.is_stream for reply in self._middleware.replies)
+        return Unfinished(self.in_flight - streams + self._edge.count_untaken(), streams)
+
+    def withdraw(self) -> None:
+        """Serve on, and say at /ready that this will end."""
+        self._operations.is_draining = True
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on these sockets."""

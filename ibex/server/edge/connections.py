@@ -79,6 +79,14 @@ class EdgeServer(web.Server):
             if isinstance(connection, EdgeProtocol) and connection.is_idle and not connection.has_unread:
                 connection.force_close()
 
+    def count_untaken(self) -> int:
+        """Answers that have ended here, and whose last bytes the client has not taken."""
+        return sum(
+            not connection.is_serving and transport.get_write_buffer_size() > 0
+            for connection, transport in self._connections.items()
+            if isinstance(connection, EdgeProtocol)
+        )
+
     def expire(self, head_seconds: float) -> None:
         """Refuse heads that are overdue, and give up connections whose client does not take the last bytes."""
         moment = perf_counter()

@@ -48,7 +48,8 @@ class Middleware:
         self._trusted = tuple(ipaddress.ip_network(text, strict=False) for text in settings.trusted_proxies)
         self.is_draining = False
         """From then on each answer is the last of its connection."""
-        self.in_flight = 0
+        self.replies: set[WireReply] = set()
+        """Those that have not ended."""
         self._counters: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._json_overhead = metrics.overhead_seconds.labels("false")
         self._stream_overhead = metrics.overhead_seconds.labels("true")
@@ -70,7 +71,7 @@ class Middleware:
     ) -> WireReply:
         inbound = self._receive(protocol, message, payload)
         reply = self._make_reply(message, inbound, is_last=fault is not None or self.is_draining)
-        self.in_flight += 1
+        self.replies.add(reply)
         route = "unmatched"
         try:
             if fault is not None:
@@ -87,7 +88,7 @@ class Middleware:
         except Exception as error:  # noqa: BLE001 - a bug is a 500 with an id, not a dead connection
             await self._recover(inbound, reply, error)
         finally:
-            self.in_flight -= 1
+            self.replies.discard(reply)
             protocol.end_request()
             self._account(inbound, reply, route)
         if fault is not None or inbound.has_unread_body:

@@ -243,7 +243,7 @@ async def test_a_client_that_leaves_before_its_answer_is_counted_as_one_that_lef
         before = left.value
         connection = await Connection.open(edge.port)
         connection.writer.write(data)
-        await eventually(lambda: edge.server._middleware.in_flight == 1)
+        await eventually(lambda: edge.server.in_flight == 1)
         connection.close()
         await eventually(lambda before=before: left.value == before + 1)
 
