@@ -128,7 +128,8 @@ class Control:
     def report(self) -> None:
         """Send the metrics and facts as they are now."""
         if self._channel is not None:
-            self._channel.offer(Report(self._metrics.snapshot(), self.read_facts()))
+            facts = {**self.read_facts(), "tasks": len(asyncio.all_tasks())}
+            self._channel.offer(Report(self._metrics.snapshot(), facts))
 
     async def report_forever(self) -> None:
         """Report once a second, until cancelled."""
