@@ -28,6 +28,7 @@ from ibexctl import (
 )
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
+from ibexctl.demo import command as demo
 from ibexctl.output import Answer, OutputFailed, show, show_error
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -79,6 +80,7 @@ reload.register(app)
 reconcile.register(app)
 smoke.register(app)
 bench.register(app)
+app.add_typer(demo.app, name="demo")
 app.add_typer(settings.app, name="config")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(identity.organizations, name="org")

@@ -56,16 +56,23 @@ class Proxy:
 
     def chat(self, body: Mapping[str, object], *, session_id: str) -> Reply:
         """Ask for a completion; a refusal becomes an OperatorError that says what to do."""
-        headers = {
-            "Authorization": f"Bearer {self.bearer}",
-            "X-IBEX-Agent-ID": self.agent_id,
-            "X-IBEX-Session-ID": session_id,
-            "Content-Type": "application/json",
-        }
-        reply = self._send("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
+        reply = self.ask(body, session_id=session_id)
         if reply.status != 200:
             raise _refusal(reply)
         return reply
+
+    def ask(self, body: Mapping[str, object], *, session_id: str) -> Reply:
+        """Ask for a completion; the reply whatever its status. Raises OperatorError when there is none."""
+        headers = {**self.headers(), "X-IBEX-Session-ID": session_id}
+        return self._send("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
+
+    def headers(self) -> dict[str, str]:
+        """What a caller presents."""
+        return {
+            "Authorization": f"Bearer {self.bearer}",
+            "X-IBEX-Agent-ID": self.agent_id,
+            "Content-Type": "application/json",
+        }
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Reply:
         connection = self._connect()

@@ -11,6 +11,7 @@ from ibexctl.operation import operate, read_settings
 from ibexctl.output import Answer, Fields, Table
 
 if TYPE_CHECKING:
+    from ibex.config import Settings
     from ibex.recorder.reconciliation import Reconciliation
     from ibex.runtime import Operator
 
@@ -39,19 +40,7 @@ def reconcile(
     Counts and sums of each minute and organization are compared first. Turns that still wait in this node's journal
     are no difference; those in other nodes' journals are, so with several nodes give --settle the time they need.
     """
-    settings = read_settings()
-
-    async def act(operator: "Operator") -> "Reconciliation":
-        from ibex.recorder.reconciliation import reconcile as compare
-        from ibex.recorder.survey import survey_journal
-        from ibex.stores.tallies import Period
-
-        until = (datetime.now(UTC) - settle).replace(microsecond=0)  # ClickHouse keeps no more than milliseconds
-        survey = survey_journal(settings)  # before the stores: what is delivered meanwhile still counts as pending
-        org_ids = await operator.all_org_ids()
-        return await compare(survey, operator.sessions, operator.traces, org_ids, Period(until - since, until))
-
-    found = operate(act, settings=settings, clickhouse=True)
+    found = compare_stores(read_settings(), since=since, settle=settle)
     differences = [{name: getattr(item, name) for name in _COLUMNS} for item in found.differences]
     data = {
         "since": found.period.since,
@@ -74,3 +63,19 @@ def reconcile(
     rows = [[item[name] for name in _COLUMNS] for item in differences[:_SHOWN]]
     views = (Fields(facts), "", Table(_COLUMNS, rows)) if rows else (Fields(facts),)
     return Answer(data, views, exit_code=1 if differences else 0)
+
+
+def compare_stores(settings: "Settings", *, since: timedelta, settle: timedelta) -> "Reconciliation":
+    """Compare what ended in the time up to `settle` ago, and at most `since` before that. Raises StoreUnavailable."""
+
+    async def act(operator: "Operator") -> "Reconciliation":
+        from ibex.recorder.reconciliation import reconcile as compare
+        from ibex.recorder.survey import survey_journal
+        from ibex.stores.tallies import Period
+
+        until = (datetime.now(UTC) - settle).replace(microsecond=0)  # ClickHouse keeps no more than milliseconds
+        survey = survey_journal(settings)  # before the stores: what is delivered meanwhile still counts as pending
+        org_ids = await operator.all_org_ids()
+        return await compare(survey, operator.sessions, operator.traces, org_ids, Period(until - since, until))
+
+    return operate(act, settings=settings, clickhouse=True)

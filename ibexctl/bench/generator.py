@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import ssl
 import sys
 import time
@@ -45,6 +46,7 @@ class Phase:
         self.events = 0
         self.busy = 0
         """Users whose answer is not yet in."""
+        self.turns: list[str] = []
 
     def fail(self, reason: str) -> None:
         """Count a request that got no whole answer."""
@@ -70,6 +72,7 @@ class Phase:
             first_byte=self.first_byte.buckets(),
             first_byte_total=self.first_byte.total,
             first_byte_largest=self.first_byte.largest,
+            turns=self.turns,
         )
 
 
@@ -87,6 +90,7 @@ class User(asyncio.Protocol):
         self._asked_at = 0.0
         self._body_at = 0.0
         self._body = b""
+        self._turn_id = b""
         self._reset()
 
     async def connect(self) -> None:
@@ -169,6 +173,8 @@ class User(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if value.startswith(b"text/event-stream") and name.lower() == b"content-type":
             self._is_stream = True
+        elif self._load.notes_turns and name.lower() == b"x-ibex-turn-id":
+            self._turn_id = value
 
     def on_body(self, data: bytes) -> None:
         if not self._is_stream:
@@ -201,6 +207,8 @@ class User(asyncio.Protocol):
             phase.fail("no completion")
         else:
             phase.latency.add(now - self._asked_at)
+            if self._load.notes_turns:
+                phase.turns.append(self._turn_id.decode("ascii"))
             if now < phase.ends_at:
                 phase.in_time += 1
             if is_stream:
@@ -252,7 +260,7 @@ async def run(load: Load) -> None:
     warm = await run_phase(load, users, load.warmup_seconds)
     gc.collect()
     gc.freeze()
-    say(Warm(completed=warm.completed, failed=warm.failed, failures=warm.failures))
+    say(Warm(completed=warm.completed, failed=warm.failed, failures=warm.failures, turns=warm.turns))
     line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.readline)
     if line.strip() == b"go":
         say(await run_phase(load, users, load.seconds))
@@ -264,6 +272,7 @@ def main() -> int:
     """The process's entry."""
     setproctitle.setproctitle("ibex: bench generator")
     die_with(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the command's, which ends this process
     load = msgspec.json.decode(sys.stdin.buffer.readline(), type=Load)
     gc.set_threshold(50_000, 20, 20)
     try:

@@ -20,6 +20,8 @@ class Load(msgspec.Struct, kw_only=True):
     """Over how long the users' first questions are spread."""
     requests: list[bytes]
     """Whole HTTP requests. User i of n sends the i-th, the (i+n)-th, …, and begins again."""
+    notes_turns: bool = False
+    """Whether the ids of the turns that were answered whole are to be told."""
 
 
 class Tick(msgspec.Struct, kw_only=True, tag="tick"):
@@ -37,6 +39,7 @@ class Warm(msgspec.Struct, kw_only=True, tag="warm"):
     completed: int
     failed: int
     failures: dict[str, int]
+    turns: list[str] = []
 
 
 class Tally(msgspec.Struct, kw_only=True, tag="tally"):
@@ -60,6 +63,8 @@ class Tally(msgspec.Struct, kw_only=True, tag="tally"):
     """From the request's first byte to the answer body's first, of streams only."""
     first_byte_total: float = 0.0
     first_byte_largest: float = 0.0
+    turns: list[str] = []
+    """The turns of whole answers, where they were to be noted."""
 
     @property
     def failed(self) -> int:

@@ -232,10 +232,12 @@ async def test_a_stream_can_end_badly(http: aiohttp.ClientSession, sandbox: Sand
     with pytest.raises(aiohttp.ClientPayloadError):
         await stream(http, sandbox, chat(controls={"cut_after": 2}))
     with pytest.raises(aiohttp.ClientPayloadError):
+        await stream(http, sandbox, chat(controls={"cut_at_byte": 300}))
+    with pytest.raises(aiohttp.ClientPayloadError):
         await post(http, sandbox, chat(controls={"cut_after": 20}))
     with pytest.raises(aiohttp.ClientConnectionError):
         await post(http, sandbox, chat(controls={"cut_after": -1}))
-    assert [entry.ended for entry in sandbox.requests.last()] == ["complete", "complete", "cut", "cut", "cut"]
+    assert [entry.ended for entry in sandbox.requests.last()] == ["complete", "complete", "cut", "cut", "cut", "cut"]
 
 
 @pytest.mark.parametrize(
