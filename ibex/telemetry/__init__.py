@@ -2,19 +2,22 @@
 
 from ibex.telemetry.logs import AccessLog, configure_logging
 from ibex.telemetry.metrics import Metrics, merge_snapshots, render_metrics
+from ibex.telemetry.request_scope import current_request
 from ibex.telemetry.stages import Stage, StageClock
 from ibex.telemetry.tasks import spawn
-from ibex.telemetry.trace_context import RequestTrace
+from ibex.telemetry.trace_context import RequestFacts, RequestTrace
 from ibex.telemetry.tracing import Tracing
 
 __all__ = [
     "AccessLog",
     "Metrics",
+    "RequestFacts",
     "RequestTrace",
     "Stage",
     "StageClock",
     "Tracing",
     "configure_logging",
+    "current_request",
     "merge_snapshots",
     "render_metrics",
     "spawn",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ibex.config import Settings
+from ibex.telemetry.request_scope import facts_of_current_request
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -24,13 +25,13 @@ def configure_logging(settings: Settings, process: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ibex").setLevel(settings.log_level.upper())
-    for library in ("aiohttp.access", "aiohttp.server", "asyncio"):
-        # their messages can quote the parser's text or a header map, which no log line may hold
+    for library in ("aiohttp.access", "aiohttp.server", "asyncio", "opentelemetry"):
+        # their messages can quote the parser's text, a header map or a setting, which no log line may hold
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return facts_of_current_request() | {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 def _timestamp(seconds: float) -> str:

@@ -188,6 +188,7 @@ class Metrics:
             latency,
         )
         self.requests_total = Counter(p + "requests_total", "Requests answered", ("route", "method", "status_code"))
+        self.errors_total = Counter(p + "errors_total", "Requests that ended in an error", ("code",))
         self.active_connections = Gauge(p + "active_connections", "Client connections open")
         self.rate_limited_total = Counter(p + "rate_limited_total", "Verdicts of the rate limit", ("result", "scope"))
         self.rate_limit_redis_errors_total = Counter(

@@ -2,7 +2,7 @@
 
 import socket
 from urllib.parse import unquote, urlsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -14,7 +14,7 @@ from ibex.config import Settings
 from ibex.domain.turns import Outcome, Turn
 from ibex.telemetry.genai import Attributes, describe_call, find_error, name_call
 from ibex.telemetry.stages import Stage, StageClock
-from ibex.telemetry.trace_context import SAMPLED, RequestTrace, random_id
+from ibex.telemetry.trace_context import SAMPLED, RequestFacts, RequestTrace, random_id
 
 _KEPT = TraceFlags(SAMPLED)
 _UNSET, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
@@ -32,23 +32,24 @@ class SpanMaker:
             "server.port": upstream.port or (443 if upstream.scheme == "https" else 80),
         }
 
-    def make(
-        self, trace: RequestTrace, clock: StageClock, method: str, route: str | None, status: int, request_id: UUID
-    ) -> list[ReadableSpan]:
+    def make(self, trace: RequestTrace, clock: StageClock, request: RequestFacts) -> list[ReadableSpan]:
         """The request's own span first."""
         turn, place = trace.turn, _Place(trace)
         server = place.context(trace.span_id)
         parent = place.context(trace.parent_span_id, is_remote=True) if trace.parent_span_id else None
-        has_failed = status >= 500 or (turn is not None and turn.outcome is Outcome.INCOMPLETE)
+        attributes = _describe_request(request, turn)
+        has_failed = request.status >= 500 or (turn is not None and turn.outcome is Outcome.INCOMPLETE)
+        if has_failed:
+            attributes["error.type"] = request.error_code or str(request.status)
         spans = [
             self._span(
-                f"{method} {route}" if route else method,
+                f"{request.method} {request.route}" if request.route else request.method,
                 server,
                 parent,
                 _nanoseconds(clock, clock.started),
                 int(clock.wall_now() * 1e9),
                 kind=SpanKind.SERVER,
-                attributes=_describe_request(turn, method, route, status, request_id),
+                attributes=attributes,
                 status=_ERROR if has_failed else _UNSET,
             )
         ]
@@ -136,15 +137,15 @@ def describe_process(settings: Settings, process: str) -> Resource:
     return Resource(attributes)
 
 
-def _describe_request(turn: Turn | None, method: str, route: str | None, status: int, request_id: UUID) -> Attributes:
+def _describe_request(request: RequestFacts, turn: Turn | None) -> Attributes:
     attributes: Attributes = {
-        "http.request.method": method,
-        "http.response.status_code": status,
+        "http.request.method": request.method,
+        "http.response.status_code": request.status,
         "url.scheme": "http",
-        "ibex.request_id": str(request_id),
+        "ibex.request_id": str(request.request_id),
     }
-    if route is not None:
-        attributes["http.route"] = route
+    if request.route is not None:
+        attributes["http.route"] = request.route
     if turn is not None:
         attributes["ibex.turn_id"] = str(turn.turn_id)
         attributes["ibex.org_id"] = str(turn.org_id)
@@ -152,8 +153,6 @@ def _describe_request(turn: Turn | None, method: str, route: str | None, status:
         attributes["ibex.outcome"] = str(turn.outcome)
         if turn.directive_version is not None:
             attributes["ibex.directive_version"] = turn.directive_version
-    if status >= 500:
-        attributes["error.type"] = (turn.error_code if turn is not None else None) or str(status)
     return attributes
 
 

@@ -3,6 +3,8 @@
 import random
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
+from uuid import UUID
 
 from ibex.domain.completions import ReplyFacts
 from ibex.domain.turns import Turn
@@ -12,6 +14,18 @@ SAMPLED, RANDOM = 0x01, 0x02
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 _TRACESTATE = re.compile(r"[ -~]{1,512}", re.ASCII)
+
+
+class RequestFacts(NamedTuple):
+    """What a request that is over was, and how it ended."""
+
+    method: str
+    route: str | None
+    """The template of its path; None for a path that matches none."""
+    status: int
+    error_code: str | None
+    """The code of the error it ended with, or was cut off by."""
+    request_id: UUID
 
 
 class RequestTrace:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from ibex.config import Settings
 from ibex.domain.turns import Outcome
 from ibex.telemetry.metrics import Metrics
 from ibex.telemetry.stages import StageClock
-from ibex.telemetry.trace_context import RANDOM, SAMPLED, RequestTrace, random_id, read_caller
+from ibex.telemetry.trace_context import RANDOM, SAMPLED, RequestFacts, RequestTrace, random_id, read_caller
 
 if TYPE_CHECKING:
     from ibex.telemetry.span_queue import SpanQueue
@@ -52,15 +51,10 @@ class Tracing:
             return False
         return trace.is_sampled or status >= 500 or (trace.turn is not None and trace.turn.outcome in FAILED)
 
-    def record(
-        self, trace: RequestTrace, clock: StageClock, *, method: str, route: str | None, status: int, request_id: UUID
-    ) -> None:
-        """Make the spans of a request that is over, and hand them to the exporter's thread; never waits.
-
-        `route` is the template of its path; None for a path that matches none.
-        """
+    def record(self, trace: RequestTrace, clock: StageClock, request: RequestFacts) -> None:
+        """Make the spans of a request that is over, and hand them to the exporter's thread; never waits."""
         if self._maker is not None and self._queue is not None:
-            self._queue.offer(self._maker.make(trace, clock, method, route, status, request_id))
+            self._queue.offer(self._maker.make(trace, clock, request))
 
     async def close(self) -> None:
         """Send what is still waiting, for at most two seconds."""

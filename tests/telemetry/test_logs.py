@@ -1,11 +1,15 @@
 """Log lines: what is in them, and what never is."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+
+from ibex.telemetry import current_request
+from ibex.telemetry.logs import _JsonFormatter
 
 LOG_SOMETHING = """
 import logging
@@ -17,6 +21,7 @@ async def main():
     settings = load_settings()
     configure_logging(settings, "worker 0")
     logging.getLogger("ibex.x").info("hello", extra={"org_id": "o-1"})
+    logging.getLogger("opentelemetry.util.re").error("authorization=secret-key")
     logging.getLogger("aiohttp.server").error("GET /secret-path")
     try:
         raise ValueError("secret-text")
@@ -69,3 +74,19 @@ def test_an_exceptions_text_and_the_librarys_lines_are_never_written(form: str) 
 @pytest.mark.parametrize("environ", [{"IBEX_ACCESS_LOG": "false"}, {"IBEX_LOG_LEVEL": "warning"}])
 def test_the_access_log_can_be_switched_off(environ: dict[str, str]) -> None:
     assert not any("request" in line for line in run(**environ))
+
+
+def test_a_line_tells_the_request_it_belongs_to() -> None:
+    class Request:
+        def log_facts(self) -> dict[str, str]:
+            return {"request_id": "r-1", "trace_id": "t-1"}
+
+    formatter = _JsonFormatter("worker 0")
+    record = logging.makeLogRecord({"msg": "key lost", "turn_id": "u-1"})
+    scope = current_request.set(Request())
+    inside = json.loads(formatter.format(record))
+    current_request.reset(scope)
+    outside = json.loads(formatter.format(record))
+
+    assert (inside["request_id"], inside["turn_id"], inside["trace_id"]) == ("r-1", "u-1", "t-1")
+    assert "request_id" not in outside

@@ -14,7 +14,7 @@ from ibex.telemetry.exporters import open_exporter
 from ibex.telemetry.span_queue import MAX_WAITING, SpanQueue
 from ibex.telemetry.spans import SpanMaker
 from ibex.telemetry.stages import StageClock
-from ibex.telemetry.trace_context import RequestTrace
+from ibex.telemetry.trace_context import RequestFacts, RequestTrace
 from tests.telemetry.otlp import RECEIVERS, http_receiver
 from tests.waiting import eventually
 
@@ -24,7 +24,7 @@ CLOSED_PORT = "http://127.0.0.1:9"
 def make_spans(count: int) -> list[Any]:
     maker, clock = SpanMaker(Settings(), "worker 0"), StageClock(time.perf_counter(), time.time())
     trace = RequestTrace(1, 0, 1, None, exports=True)
-    (span,) = maker.make(trace, clock, "GET", "/health", 200, uuid4())
+    (span,) = maker.make(trace, clock, RequestFacts("GET", "/health", 200, None, uuid4()))
     return [span] * count
 
 

@@ -13,7 +13,7 @@ from ibex.config import Settings
 from ibex.domain.completions import ReplyFacts
 from ibex.domain.turns import Outcome, Turn
 from ibex.errors import ConfigurationError
-from ibex.telemetry import Metrics, RequestTrace, Stage, StageClock, Tracing
+from ibex.telemetry import Metrics, RequestFacts, RequestTrace, Stage, StageClock, Tracing
 from ibex.telemetry.trace_context import parse_traceparent
 from tests.telemetry.otlp import RECEIVERS, Receiver, attributes, http_receiver
 from tests.turns import make_turn
@@ -56,7 +56,9 @@ def end(tracing: Tracing, trace: RequestTrace, *, status: int = 200, turn: Turn 
     for stage in (Stage.AUTHENTICATION, Stage.RATE_LIMIT, Stage.DIRECTIVE, Stage.READ, Stage.WEAVE):
         clock.finish(stage)
     if tracing.keeps(trace, status):
-        tracing.record(trace, clock, method="POST", route="/v1/chat/completions", status=status, request_id=REQUEST_ID)
+        error_code = None if turn is None else turn.error_code
+        facts = RequestFacts("POST", "/v1/chat/completions", status, error_code, REQUEST_ID)
+        tracing.record(trace, clock, facts)
 
 
 @pytest.mark.parametrize("protocol", RECEIVERS)

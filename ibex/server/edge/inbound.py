@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aiohttp import StreamReader
@@ -42,6 +42,15 @@ class Inbound:
     def has_unread_body(self) -> bool:
         """Whether bytes of the body are still to come."""
         return not self.payload.is_eof()
+
+    def log_facts(self) -> dict[str, Any]:
+        """What log lines say of it (`ibex.telemetry.request_scope`)."""
+        facts = {"request_id": str(self.request_id)}
+        if "X-IBEX-Turn-ID" in self.reply_headers:
+            facts["turn_id"] = self.reply_headers["X-IBEX-Turn-ID"]
+        if self.trace is not None:
+            facts["trace_id"] = self.trace.trace_id_hex
+        return facts
 
 
 def check_declared_body(inbound: Inbound, settings: Settings) -> None:

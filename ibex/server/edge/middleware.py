@@ -28,7 +28,7 @@ from ibex.server.edge.inbound import Inbound
 from ibex.server.edge.protocol import EdgeProtocol
 from ibex.server.edge.routes import Routes
 from ibex.server.edge.wire import WireReply
-from ibex.telemetry import AccessLog, Metrics, Stage, StageClock, Tracing
+from ibex.telemetry import AccessLog, Metrics, RequestFacts, Stage, StageClock, Tracing, current_request
 from ibex.telemetry.metrics import CounterChild, HistogramChild
 
 log = logging.getLogger("ibex.server")
@@ -70,6 +70,7 @@ class Middleware:
         self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader, fault: RequestError | None
     ) -> WireReply:
         inbound = self._receive(protocol, message, payload)
+        scope = current_request.set(inbound)
         reply = self._make_reply(message, inbound, is_last=fault is not None or self.is_draining)
         self.replies.add(reply)
         route = "unmatched"
@@ -91,6 +92,7 @@ class Middleware:
             self.replies.discard(reply)
             protocol.end_request()
             self._account(inbound, reply, route)
+            current_request.reset(scope)
         if fault is not None or inbound.has_unread_body:
             reply.keep_alive = False
             await protocol.linger()
@@ -134,7 +136,7 @@ class Middleware:
         if isinstance(error, ConnectionError) and (transport is None or transport.is_closing()):
             reply.keep_alive = False
             return
-        log.error("request failed", exc_info=error, extra={"request_id": str(inbound.request_id)})
+        log.error("request failed", exc_info=error)
         await self._refuse(inbound, reply, InternalError())
 
     async def _refuse(self, inbound: Inbound, reply: WireReply, error: RequestError) -> None:
@@ -145,6 +147,7 @@ class Middleware:
                 return
             if inbound.has_unread_body:
                 reply.keep_alive = False
+            reply.error_code = error.code
             body = encode_error(error, inbound.request_id)
             reply.begin(error.http_status, {**inbound.reply_headers, **error_headers(error)}, length=len(body))
             await reply.finish(body)
@@ -160,14 +163,15 @@ class Middleware:
         requests, durations = self._counters.get((route, method, status)) or self._count_as(route, method, status)
         requests.inc()
         durations.observe(elapsed)
+        if reply.error_code is not None:
+            self._metrics.errors_total.labels(reply.error_code).inc()
         if clock.first_byte_out is not None and route == "chat":
             overhead = clock.first_byte_out - clock.started - clock.seconds(Stage.PROVIDER)
             (self._stream_overhead if reply.is_stream else self._json_overhead).observe(max(0.0, overhead))
         if inbound.trace is not None and self._tracing.keeps(inbound.trace, int(status)):
             template = self._routes.template_of(inbound.path)
-            self._tracing.record(
-                inbound.trace, clock, method=method, route=template, status=int(status), request_id=inbound.request_id
-            )
+            request = RequestFacts(method, template, int(status), reply.error_code, inbound.request_id)
+            self._tracing.record(inbound.trace, clock, request)
         if self._access_log.is_enabled:
             facts = _access_facts(inbound, reply, route, method, status, elapsed)
             self._access_log.write(clock.wall_started + elapsed, facts)
@@ -189,6 +193,7 @@ def _access_facts(
         "status": int(status),
         "duration_ms": round(elapsed * 1e3, 3),
         "stream": reply.is_stream,
+        "error_code": reply.error_code,
         "request_id": reply.request_id,
         "turn_id": inbound.reply_headers.get("X-IBEX-Turn-ID"),
         "trace_id": None if inbound.trace is None else inbound.trace.trace_id_hex,

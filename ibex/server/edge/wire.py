@@ -40,6 +40,8 @@ class WireReply:
         """Whether the connection may take another request."""
         self.status = 0
         """The status that was begun; 0 before."""
+        self.error_code: str | None = None
+        """The error it ended with: the whole of it, or what cut it off."""
         self.has_left = False
         self.is_stream = False
         self._protocol = protocol
@@ -94,6 +96,7 @@ class WireReply:
     async def cut(self, error: RequestError) -> None:
         """Close the connection without the end of the body; a stream says why in a last item."""
         self.keep_alive = False
+        self.error_code = error.code
         transport = self._protocol.transport
         if transport is None:
             return
