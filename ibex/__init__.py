@@ -1,3 +1,3 @@
 """ibex: an LLM proxy toolkit for people who run agents in production."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

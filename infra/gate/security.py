@@ -1,0 +1,139 @@
+"""Who is let in: the security matrix, how soon a revocation holds, and other tenants' things."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from itertools import product
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from infra.gate.caller import Caller, ask, question
+from infra.gate.programs import ROOT, run_program
+from infra.gate.proof import Proof, judge
+from infra.gate.site import Site
+
+REVOKED_SECONDS = 5.0
+_BAD = ("failures", "errors", "skipped")
+_WATCH_SECONDS = 8.0
+"""How long a token is watched after its revocation, at most."""
+_PACE_SECONDS = 0.01
+_QUIET_SECONDS = 1.0
+"""Only refusals for so long, from every worker: the token is dead."""
+
+
+async def matrix() -> Proof:
+    """The whole of tests/security; one of its tests holds that every row of the matrix has a test."""
+    with TemporaryDirectory(prefix="ibex-gate-") as directory:
+        report = f"{directory}/report.xml"
+        done = await run_program(sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "tests/security")
+        suites = ElementTree.parse(report).getroot()  # noqa: S314 - our own pytest wrote it
+    counts = {name: sum(int(suite.get(name, "0")) for suite in suites) for name in ("tests", *_BAD)}
+    rows = re.findall(r'^    "\d\.\d": ', (ROOT / "tests/security/test_rows.py").read_text(), flags=re.MULTILINE)
+    bad = sum(counts[name] for name in _BAD)
+    how = f"`make test-security`, which holds that each of the matrix's {len(rows)} rows has a test"
+    figure = f"{counts['tests'] - bad} of {counts['tests']} tests passed, {counts['skipped']} skipped"
+    return judge(done.code == 0 and counts["tests"] > 0 and bad == 0, how, figure)
+
+
+async def revocation(site: Site) -> Proof:
+    """From the moment the revocation was written to the last request that a worker still let pass."""
+    heard = [await _revoke_one(site) for _ in range(4)]
+    async with _redis_hung(site):
+        alone = [await _revoke_one(site) for _ in range(2)]
+    how = "`ibexctl token revoke` while four callers ask both workers; then with Redis stopped by SIGSTOP"
+    figure = f"{max(heard):.2f} s at worst of {len(heard)}; without Redis {max(alone):.2f} s of {len(alone)}"
+    return judge(max(heard + alone) <= REVOKED_SECONDS, how, f"{figure} (bar {REVOKED_SECONDS:.0f} s)")
+
+
+async def _revoke_one(site: Site) -> float:
+    """Seconds for which a revoked token was still good; more than any bar when it never was refused."""
+    minted = await site.house.ctl("token", "mint", "--org", _DEV_ORG, "--name", "gate")
+    caller = Caller(site.house.url, minted["token"], site.developer.agent_id)
+    warm = await asyncio.gather(*(ask(site.fresh, caller, path="/v1/internal/auth-probe") for _ in range(20)))
+    if any(answer.status != 200 for answer in warm):
+        return float("inf")
+    last_good, watched_until = 0.0, float("inf")
+
+    async def watch() -> None:
+        nonlocal last_good
+        while time.time() < min(watched_until, max(last_good, told_at) + _QUIET_SECONDS):
+            answer = await ask(site.fresh, caller, path="/v1/internal/auth-probe")
+            if answer.status == 200:
+                last_good = max(last_good, answer.sent_at)
+            await asyncio.sleep(_PACE_SECONDS)
+
+    told_at = float("inf")
+    async with asyncio.TaskGroup() as watching:
+        for _ in range(4):
+            watching.create_task(watch())
+        revoked = await site.house.ctl("token", "revoke", minted["token_id"])
+        told_at = time.time()
+        watched_until = told_at + _WATCH_SECONDS
+    return max(0.0, last_good - datetime.fromisoformat(revoked["revoked_at"]).timestamp())
+
+
+@asynccontextmanager
+async def _redis_hung(site: Site) -> AsyncIterator[None]:
+    pid = await site.house.find_pid("engine valkey")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class _Route(NamedTuple):
+    path: str
+    is_chat: bool
+
+
+_DEV_ORG = "00000000-0000-0000-0000-000000000001"
+
+
+async def tenancy(site: Site) -> Proof:
+    """Every route that needs a caller, with tokens, agents and paths of two organizations, in every wrong mixture."""
+    ours, theirs = await asyncio.gather(*(_make_tenant(site, name) for name in ("gate-ours", "gate-theirs")))
+    refused = passed = wrong = right = 0
+    for home, away in ((ours, theirs), (theirs, ours)):
+        for bearer, agent, org in product(home.bearers, (home.agent, away.agent), (None, home.org, away.org)):
+            caller = Caller(site.house.url, bearer, agent)
+            is_own = agent == home.agent and org in {None, home.org}
+            for route in _routes(org):
+                for body in (question("x"), question("x", is_streaming=True)) if route.is_chat else (None,):
+                    status = (await ask(site.client, caller, body, path=route.path)).status
+                    if is_own:
+                        right, passed = right + 1, passed + (status == 200)
+                    else:
+                        wrong, refused = wrong + 1, refused + (status == 403)
+    how = "two organizations' tokens, agents and paths, each with each, on every route that asks who is calling"
+    figure = f"{refused} of {wrong} mixtures refused with 403, {passed} of {right} proper calls served"
+    return judge(refused == wrong and passed == right and wrong > 0, how, figure)
+
+
+class _Tenant(NamedTuple):
+    org: str
+    agent: str
+    bearers: tuple[str, str]
+    """One for any agent of the organization, one bound to its agent."""
+
+
+async def _make_tenant(site: Site, name: str) -> _Tenant:
+    org = (await site.house.ctl("org", "create", name))["org_id"]
+    agent = (await site.house.ctl("agent", "register", "clerk", "--org", org))["agent_id"]
+    free = await site.house.ctl("token", "mint", "--org", org)
+    bound = await site.house.ctl("token", "mint", "--org", org, "--agent", agent)
+    return _Tenant(org, agent, (free["token"], bound["token"]))
+
+
+def _routes(org: str | None) -> list[_Route]:
+    if org is not None:
+        return [_Route(f"/v1/orgs/{org}/chat/completions", True), _Route(f"/v1/orgs/{org}/auth-probe", False)]
+    lookups = ("/v1/models", "/v1/models/gpt-4o-mini", "/v1/internal/auth-probe")
+    return [_Route("/v1/chat/completions", True), *(_Route(path, False) for path in lookups)]
