@@ -132,10 +132,8 @@ class ChatPipeline:
         except RequestError as error:
             turn.attempts = turn.attempts or error.attempts
             if not reply.has_left:
-                turn.close_refused(error)
-                raise
-            turn.close_cut(error)
-            await reply.cut(error)
+                raise await _when_kept(turn.close_refused(error), error) from error.__cause__
+            await reply.cut(await _when_kept(turn.close_cut(error), error))
         except (asyncio.CancelledError, ConnectionError):
             turn.close_left(after_first_byte=reply.has_left)
             raise
@@ -279,6 +277,16 @@ async def _keep(
             is_committed = True
     if not is_committed:
         raise ServiceDegraded("The turn could not be recorded, so its reply is withheld.")
+
+
+async def _when_kept(committed: asyncio.Future[None] | None, error: RequestError) -> RequestError:
+    """What the client is told of a turn that failed, once the turn is in the journal."""
+    try:
+        if committed is not None:
+            await committed
+    except StoreUnavailable:
+        return ServiceDegraded("The turn could not be recorded, and it had failed.")
+    return error
 
 
 def _to_stored_reply(call: Call, turn: OpenTurn, body: list[bytes]) -> StoredReply:

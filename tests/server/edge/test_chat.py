@@ -291,6 +291,25 @@ async def test_when_the_turn_cannot_be_kept_the_end_never_leaves(edge: Edge, str
             await asyncio.sleep(0.1)  # until the journal has seen that there is room again
 
 
+@pytest.mark.parametrize(("stream", "trouble"), [(False, {"status": 422}), (True, {"cut_after": 3})])
+async def test_a_failure_is_told_when_its_turn_is_kept_and_not_before(
+    edge: Edge, stream: bool, trouble: dict[str, int]
+) -> None:
+    await edge.chat()
+    reader, writer = await edge.open_raw()
+    body = {**edge.body, "stream": stream, "metadata": {"sandbox": json.dumps(trouble)}}
+
+    with _no_room_on_disk():
+        writer.write(edge.raw_request(json.dumps(body).encode(), headers=LAST))
+        received = await reader.read(-1)
+
+    assert b"SERVICE_DEGRADED" in received
+    assert b"INVALID_REQUEST" not in received
+    assert b"PROVIDER_UNAVAILABLE" not in received
+    assert len(edge.turns()) == 1
+    writer.close()
+
+
 @contextmanager
 def _no_room_on_disk() -> Iterator[None]:
     """No file of this process may grow."""
