@@ -72,7 +72,7 @@ def test_every_metric_the_documents_name_exists() -> None:
     known = {metric.name for metric in Metrics()}
 
     for path in DOCUMENTS:
-        named = re.findall(r"`(ibex_(?:proxy|clickhouse|db|process|build)_[a-z_]+)", path.read_text())
+        named = re.findall(r"`(ibex_(?:proxy|clickhouse|db|process|build|otel|store|event)_[a-z_]+)", path.read_text())
         assert set(named) - known <= {"ibex_proxy_"}, path.name
 
 

@@ -169,6 +169,8 @@ class ChangeFollower:
 
     def _hear(self, changes: Changes) -> None:
         self._timeouts = 0
+        self._metrics.change_polls_total.labels("ok").inc()
+        self._metrics.store_away.labels("postgres").set(0)
         if self._is_away:
             self._is_away = False
             log.info("postgres answers the change feed again")
@@ -182,8 +184,10 @@ class ChangeFollower:
 
     def _miss(self, reason: str, *, is_timeout: bool = False) -> None:
         self._timeouts += is_timeout
+        self._metrics.change_polls_total.labels("failed").inc()
         if not self._is_away and (not is_timeout or self._timeouts >= 2):
             self._is_away = True
+            self._metrics.store_away.labels("postgres").set(1)
             log.warning("postgres does not answer the change feed", extra={"reason": reason})
 
     def _reset(self) -> None:

@@ -85,6 +85,7 @@ class RateLimiter:
         self._local = LocalWindows()
         self._demands: dict[_Demand, _Waiting] = {}
         self._redis_errors = metrics.rate_limit_redis_errors_total.labels()
+        self._redis_away = metrics.store_away.labels("redis")
         verdicts = metrics.rate_limited_total
         self._allowed = {scope: verdicts.labels("allowed", scope) for scope in _SCOPE_NAMES}
         self._denied = {scope: verdicts.labels("denied", scope) for scope in _SCOPE_NAMES}
@@ -147,11 +148,13 @@ class RateLimiter:
         if isinstance(answer, StoreError):
             self._redis_errors.inc()
             if self._breaker.record_failure():
+                self._redis_away.set(1)
                 log.warning("rate limits are no longer counted in redis", extra={"reason": answer.message})
             self._settle_here(demand, waiting)
             return
         if self._breaker.record_success():
             self._local.clear()
+            self._redis_away.set(0)
             log.info("rate limits are counted in redis again")
         _hand_out(waiting, answer)
 

@@ -42,6 +42,11 @@ class Delivery:
         """Up to where this sink has everything in a segment."""
         return self._marks.get(segment, FIRST_POSITION)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the sink took nothing the last time."""
+        return bool(self._failures)
+
     def forget(self, segment: str) -> None:
         """The segment is gone."""
         self._marks.pop(segment, None)

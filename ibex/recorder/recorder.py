@@ -19,7 +19,7 @@ from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
 from ibex.stores.clickhouse import TraceStore
-from ibex.stores.journal_room import directory_size
+from ibex.stores.journal_room import JournalRoom, directory_size
 from ibex.stores.nudges import NudgeListener, nudge_path
 from ibex.stores.sessions import SessionStore
 from ibex.telemetry import Metrics
@@ -46,6 +46,12 @@ class Recorder:
     ) -> None:
         """`prune` deletes changes that are of no more use to anybody; it is called once an hour."""
         self._directory = journal_dir
+        self._room = JournalRoom(
+            journal_dir,
+            max_bytes=settings.journal_max_bytes,
+            min_free_bytes=settings.journal_min_free_bytes,
+            max_age_seconds=settings.journal_max_age_seconds,
+        )
         self._idle = timedelta(minutes=settings.session_idle_minutes)
         self._retention = timedelta(days=settings.checkpoint_retention_days)
         self._sessions = sessions
@@ -111,6 +117,10 @@ class Recorder:
         self._metrics.journal_pending_turns.set(backlog.turns)
         self._metrics.journal_oldest_seconds.set(backlog.oldest_seconds)
         self._metrics.journal_bytes.set(directory_size(self._directory))
+        self._room.measure()
+        self._metrics.journal_pressure_ratio.set(self._room.pressure)
+        for delivery in deliveries:
+            self._metrics.store_away.labels(delivery.sink.name).set(float(delivery.is_away))
         self._metrics.journal_dead_letters.set(ledger.count_dead_letters() + spool.count_quarantined())
 
 

@@ -15,10 +15,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class NodeMetrics:
     """Sums the children's snapshots. Counts of a process that ended stay in the sums; its levels go with it.
 
-    `processes` tells the names of the node's processes, and which of them live.
+    `processes` tells the names of the node's processes, which of them live, and how often each was started again.
     """
 
-    def __init__(self, processes: Callable[[], Iterable[tuple[str, bool]]]) -> None:
+    def __init__(self, processes: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
         self._processes = processes
         self._own = Metrics()
         self._own.build_info.labels(__version__).set(1)
@@ -37,8 +37,9 @@ class NodeMetrics:
 
     def render(self) -> bytes:
         """Prometheus' text format."""
-        for name, is_up in self._processes():
+        for name, is_up, restarts in self._processes():
             self._own.process_up.labels(name).set(float(is_up))
+            self._own.process_restarts_total.labels(name).value = float(restarts)
         return render_metrics([self._own.snapshot(), self._ended, *self._latest.values()])
 
 

@@ -223,12 +223,15 @@ class Supervisor:
     def _keepers(self) -> list[Keeper]:
         return [*self._pool.keepers, *(keeper for keeper in (self._recorder, self._sandbox) if keeper is not None)]
 
-    def _liveness(self) -> Iterator[tuple[str, bool]]:
-        yield "supervisor", True
+    def _children(self) -> list[Child]:
+        return [keeper.child for keeper in self._keepers() if keeper.child is not None]
+
+    def _liveness(self) -> Iterator[tuple[str, bool, int]]:
+        yield "supervisor", True, 0
         for keeper in self._keepers():
-            yield keeper.name, keeper.is_up
+            yield keeper.name, keeper.is_up, keeper.restarts
         for watch in self._watches:
-            yield f"engine {watch.engine.name}", watch.is_up
+            yield f"engine {watch.engine.name}", watch.is_up, watch.restarts
 
     def _processes(self) -> Iterator[ProcessStatus]:
         yield describe_process("supervisor", os.getpid(), True, time.monotonic() - self._started)

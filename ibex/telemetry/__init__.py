@@ -1,6 +1,7 @@
 """What a person can see of a running process: logs, metrics, spans, and the clock of a request's stages."""
 
 from ibex.telemetry.logs import AccessLog, configure_logging
+from ibex.telemetry.loop_lag import measure_loop_lag
 from ibex.telemetry.metrics import Metrics, merge_snapshots, render_metrics
 from ibex.telemetry.request_scope import current_request
 from ibex.telemetry.stages import Stage, StageClock
@@ -18,6 +19,7 @@ __all__ = [
     "Tracing",
     "configure_logging",
     "current_request",
+    "measure_loop_lag",
     "merge_snapshots",
     "render_metrics",
     "spawn",

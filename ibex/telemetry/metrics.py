@@ -266,6 +266,10 @@ class Metrics:
         self.journal_pending_turns = Gauge(p + "journal_pending_turns", "Turns some store has not yet taken")
         self.journal_oldest_seconds = Gauge(p + "journal_oldest_seconds", "Age of the oldest such turn")
         self.journal_bytes = Gauge(p + "journal_bytes", "The journal's size on disk")
+        self.journal_pressure_ratio = Gauge(
+            p + "journal_pressure_ratio",
+            "The nearest of its bounds (size, age, free disk); at 1 new turns are refused",
+        )
         self.journal_dead_letters = Gauge(p + "journal_dead_letters", "Turns put aside because a store refused them")
         self.idempotency_total = Counter(p + "idempotency_total", "Requests with an Idempotency-Key", ("result",))
         self.clickhouse_flush_total = Counter("ibex_clickhouse_flush_total", "Batches sent to ClickHouse", ("result",))
@@ -273,12 +277,22 @@ class Metrics:
         self.clickhouse_flush_duration_seconds = Histogram(
             "ibex_clickhouse_flush_duration_seconds", "Sending a batch", (), latency
         )
+        self.change_polls_total = Counter(
+            p + "change_polls_total", "Questions for what has changed in Postgres", ("result",)
+        )
+        self.store_away = Gauge("ibex_store_away", "Processes of the node for which a store is away", ("store",))
+        self.event_loop_lag_seconds = Histogram(
+            "ibex_event_loop_lag_seconds", "How late workers come to what is due, ten times a second", (), latency
+        )
         self.db_query_duration_seconds = Histogram(
             "ibex_db_query_duration_seconds", "Postgres transactions", ("operation",), latency
         )
         self.db_pool_open_connections = Gauge("ibex_db_pool_open_connections", "Postgres connections", ("state",))
         self.otel_spans_total = Counter("ibex_otel_spans_total", "Spans by what became of them", ("result",))
         self.process_up = Gauge("ibex_process_up", "1 for each process of the node that lives", ("process",))
+        self.process_restarts_total = Counter(
+            "ibex_process_restarts_total", "Times a process that ended unasked was started again", ("process",)
+        )
         self.build_info = Gauge("ibex_build_info", "1, with the version as a label", ("version",))
 
     def __iter__(self) -> Iterator[Counter | Gauge | Histogram]:

@@ -154,14 +154,19 @@ async def test_while_postgres_is_away_an_unbroken_subscription_will_do(door: Doo
 async def test_one_timeout_is_no_outage(door: Door) -> None:
     door.feed._deadline = 0.1
     door.relay.hold()
+    metrics = door.metrics
     await door.poll()
     assert not door.follower.postgres_is_away
+    assert metrics.store_away.labels("postgres").value == 0
     await door.poll()
     assert door.follower.postgres_is_away
+    assert metrics.store_away.labels("postgres").value == 1
+    assert metrics.change_polls_total.labels("failed").value == 2
     door.relay.release()
     door.feed._deadline = 5.0
     await door.poll()
     assert not door.follower.postgres_is_away
+    assert metrics.store_away.labels("postgres").value == 0
 
 
 async def test_hearing_neither_store_stops_everybody_until_one_is_back(door: Door) -> None:

@@ -181,7 +181,9 @@ async def test_limits_hold_while_redis_is_frozen_and_are_shared_again_after(
             assert refused.headers["X-RateLimit-Limit"] == "40"
             assert 1 <= int(refused.headers["Retry-After"]) <= 60
             assert metrics.rate_limit_redis_errors_total.labels().value >= 3
+            assert metrics.store_away.labels("redis").value == 1
         await recover(limiter)
+        assert metrics.store_away.labels("redis").value == 0
         assert (await limiter.admit(make_principal())).remaining == 59
         messages = [record.getMessage() for record in caplog.records if record.name == "ibex.rate_limiting"]
     assert messages == ["rate limits are no longer counted in redis", "rate limits are counted in redis again"]

@@ -84,6 +84,9 @@ async def test_a_store_that_is_away_holds_up_only_itself(house: House, data_dir:
         await asyncio.sleep(1.1)
         assert house.metrics.journal_pending_turns.labels().value == 1990
         assert house.metrics.journal_oldest_seconds.labels().value > 1
+        assert house.metrics.store_away.labels(away).value == 1
+        assert house.metrics.store_away.labels(other).value == 0
+        assert 0 < house.metrics.journal_pressure_ratio.labels().value < 1
         await relay.open()
         await house.wait_for(reads[away], ids(turns))
     assert house.files("*.segment") == []

@@ -112,6 +112,7 @@ async def test_the_node_counts_on_when_a_worker_dies(settings: Settings) -> None
     assert counted in text
     assert 'ibex_process_up{process="worker 0"} 1.0' in text
     assert 'ibex_process_up{process="supervisor"} 1.0' in text
+    assert 'ibex_process_restarts_total{process="worker 0"} 1.0' in text
     assert 'ibex_build_info{version="' in text
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import NoReturn
 
 import aiohttp
 from aiohttp import http_parser
@@ -18,7 +19,7 @@ from ibex.server.edge.protocol import EdgeProtocol
 from ibex.server.edge.routes import Routes
 from ibex.server.handover import Handover
 from ibex.server.messages import Unfinished
-from ibex.telemetry import AccessLog, Tracing, spawn
+from ibex.telemetry import AccessLog, Tracing, measure_loop_lag, spawn
 
 OLDEST_AIOHTTP = (3, 14, 5)
 BACKLOG = 4096
@@ -36,6 +37,7 @@ class HttpServer:
         _check_aiohttp()
         settings = worker.settings
         name = f"worker {worker.slot}"
+        self._metrics = worker.metrics
         self._settings = settings
         self._control = control
         self._tracing = Tracing(settings, name, worker.metrics)
@@ -64,6 +66,7 @@ class HttpServer:
         self._edge.exempt = self._middleware.is_trusted
         self._listeners: dict[int, asyncio.Server] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._lag: asyncio.Task[NoReturn] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -85,6 +88,7 @@ class HttpServer:
         for sock in sockets:
             await self.accept_on(sock)
         self._sweeper = spawn(self._expire_heads(), name="head deadlines")
+        self._lag = spawn(measure_loop_lag(self._metrics.event_loop_lag_seconds), name="loop lag")
         if self._control.handover is not None:
             self._control.handover.take(self._take_over)
 
@@ -138,8 +142,9 @@ class HttpServer:
 
     async def close(self) -> None:
         """End what is left, at once."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in (self._sweeper, self._lag):
+            if task is not None:
+                task.cancel()
         for listener in self._listeners.values():
             listener.close()
         await self._edge.shutdown(0.1)
