@@ -53,6 +53,7 @@ class Sight:
     usage: tuple[int, int] | None = None
     """Input and output tokens, where the reply said them."""
     why: str = ""
+    """The code of the error, after the status where there was one; or how the connection failed."""
 
 
 KINDS: dict[Kind, int] = {
@@ -71,13 +72,19 @@ class Load:
         clients: int = 24,
         kinds: Mapping[Kind, int] = KINDS,
         is_fresh: bool = False,
+        sessions: int | None = None,
+        pause: float = 0.0,
     ) -> None:
-        """`is_fresh`: every request has a connection of its own."""
+        """`is_fresh`: every request has a connection of its own. `sessions`: so many, which the clients share with
+        those of every other load that says so; else each client has its own. `pause`: seconds between two requests.
+        """
         self.sights: list[Sight] = []
         self._url = url
         self._headers = dict(headers)
         self._clients = clients
         self._is_fresh = is_fresh
+        self._sessions = sessions
+        self._pause = pause
         self._kinds, self._weights = list(kinds), list(kinds.values())
         self._stop = asyncio.Event()
 
@@ -87,7 +94,8 @@ class Load:
         connector = aiohttp.TCPConnector(limit=0, force_close=True) if self._is_fresh else aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=patience) as http, asyncio.TaskGroup() as tasks:
             for number in range(self._clients):
-                tasks.create_task(self._ask_on(http, f"chaos-{number % 7}-{uuid4().hex[:8]}"))
+                own = f"chaos-{number % 7}-{uuid4().hex[:8]}"
+                tasks.create_task(self._ask_on(http, own if self._sessions is None else None))
 
     def stop(self) -> None:
         """Begin no more requests."""
@@ -106,16 +114,18 @@ class Load:
             or (sight.end is End.REFUSED and sight.kind is not Kind.REFUSED and sight.why not in allowed)
         )
 
-    async def _ask_on(self, http: aiohttp.ClientSession, session: str) -> None:
+    async def _ask_on(self, http: aiohttp.ClientSession, session: str | None) -> None:
         while not self._stop.is_set():
             (kind,) = random.choices(self._kinds, self._weights)
-            sight = Sight(kind, session)
+            sight = Sight(kind, session or f"chaos-shared-{random.randrange(self._sessions or 1)}")
             try:
                 await self._ask(http, sight)
             except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
                 sight.end, sight.why = End.BROKEN, f"{type(error).__name__}: {error}"
                 await asyncio.sleep(0.05)
             self.sights.append(sight)
+            if self._pause:
+                await asyncio.sleep(random.uniform(0, 2 * self._pause))
 
     async def _ask(self, http: aiohttp.ClientSession, sight: Sight) -> None:
         headers = {**self._headers, "X-Request-ID": str(sight.request_id), "X-IBEX-Session-ID": sight.session}
@@ -156,9 +166,10 @@ async def _read_stream(response: aiohttp.ClientResponse, sight: Sight) -> None:
                 response.close()
                 return
     except aiohttp.ClientPayloadError:
-        if b'"error"' not in body:
+        if b'"error"' not in body or not body.endswith(b"\n\n"):
             raise  # not ibex's last word, so its process died
         sight.end = End.CUT
+        sight.why = json.loads(body.rstrip().rpartition(b"\n\n")[2].removeprefix(b"data: "))["error"]["code"]
         return
     assert body.endswith(DONE), "a stream that ended cleanly, and is not whole"
     sight.end = End.WHOLE

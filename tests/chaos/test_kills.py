@@ -14,13 +14,11 @@ from ibex.errors import ServerNotRunning
 from ibex.server.status import NodeStatus, request_status
 from tests.acceptance.conftest import House
 from tests.chaos.books import settings_of, settle
-from tests.chaos.conftest import ChaosHouse
+from tests.chaos.conftest import ROUNDS, ChaosHouse
 from tests.chaos.load import End
 
 log = logging.getLogger("chaos")
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "0"))
-"""Of the long version, `make test-chaos`; else every victim has one turn."""
 ENGINES = ("engine postgres", "engine valkey", "engine clickhouse")
 VICTIMS = ("worker 0", "worker 1", "recorder", *ENGINES, "sandbox")
 WHOLE_NODES = ("supervisor", "everything")

@@ -100,23 +100,29 @@ def _judge(sight: Sight, checkpoint: Row | None, trace: Row | None) -> str | Non
     match sight.end:
         case End.WHOLE:
             return _judge_whole(sight, checkpoint, trace)
-        case End.REFUSED:
-            expected = "provider_error" if sight.why in OF_THE_PROVIDER else None
-            if checkpoint is not None or outcome != expected:
+        case End.REFUSED | End.CUT:
+            expected = _expected_of_failure(sight)
+            if outcome != expected or (checkpoint is not None) != (expected == "incomplete"):
                 return f"recorded as {outcome}, {'with' if checkpoint else 'without'} a checkpoint, not as {expected}"
-        case End.CUT if sight.why == "SERVICE_DEGRADED":  # the journal could not take it
-            if outcome is not None:
-                return f"recorded as {outcome}"
-        case End.CUT:
-            if checkpoint is None or outcome != "incomplete":
-                return f"recorded as {outcome}, {'with' if checkpoint else 'without'} a checkpoint"
         case End.LEFT:
-            if outcome not in {None, "ok", "client_disconnect"}:
-                return f"recorded as {outcome}"
-            if sight.kind is Kind.HANG_UP_LATE and outcome is not None and checkpoint is None:
-                return "no checkpoint, though bytes had come"
+            return _judge_left(sight, checkpoint, outcome)
         case End.BROKEN:  # nobody promised anything; that both stores agree is looked at elsewhere
             pass
+    return None
+
+
+def _expected_of_failure(sight: Sight) -> str | None:
+    """The outcome of a turn whose client was told an error; None: there was no turn, or it could not be kept."""
+    if sight.end is End.CUT:
+        return None if sight.why == "SERVICE_DEGRADED" else "incomplete"
+    return "provider_error" if sight.why in OF_THE_PROVIDER else None
+
+
+def _judge_left(sight: Sight, checkpoint: Row | None, outcome: str | None) -> str | None:
+    if outcome not in {None, "ok", "client_disconnect"}:
+        return f"recorded as {outcome}"
+    if sight.kind is Kind.HANG_UP_LATE and outcome is not None and checkpoint is None:
+        return "no checkpoint, though bytes had come"
     return None
 
 
