@@ -11,6 +11,7 @@ from ibex.config.environment import (
     load_settings,
     reach_loopback_directly,
     settings_file,
+    take_notify_socket,
     unknown_names,
 )
 from ibex.config.settings import (
@@ -37,5 +38,6 @@ __all__ = [
     "load_settings",
     "reach_loopback_directly",
     "settings_file",
+    "take_notify_socket",
     "unknown_names",
 ]

@@ -101,6 +101,11 @@ def reach_loopback_directly() -> None:
     os.environ.update(_without_proxy_on_loopback(os.environ))
 
 
+def take_notify_socket() -> str | None:
+    """Where a service manager listens, if one started this process; taken out: no child is to speak in its name."""
+    return os.environ.pop("NOTIFY_SOCKET", None)
+
+
 def _without_proxy_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
     exempt = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
     hosts = ",".join(filter(None, (exempt, *LOOPBACK)))

@@ -10,6 +10,7 @@ from ibex.engines.addresses import StoreAddresses
 from ibex.errors import OperatorError, StoreError
 from ibex.server.keeping import Keeper
 from ibex.server.launching import Launcher
+from ibex.server.notify import Notifier
 from ibex.server.recorder import DRAIN_SECONDS
 from ibex.server.status import ReloadResult
 from ibex.server.workers import WorkerPool
@@ -31,12 +32,14 @@ class RollingRestart:
         launcher: Launcher,
         pool: WorkerPool,
         recorder: Keeper | None,
+        notifier: Notifier,
     ) -> None:
         self._read_settings = read_settings
         self._addresses = addresses
         self._launcher = launcher
         self._pool = pool
         self._recorder = recorder
+        self._notifier = notifier
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._is_asked = False
@@ -60,7 +63,8 @@ class RollingRestart:
             async with asyncio.timeout(0 if self._is_over else None) as scope:
                 self._scopes.add(scope)
                 try:
-                    return await self._run()
+                    with self._notifier.reloading():
+                        return await self._run()
                 finally:
                     self._scopes.discard(scope)
         except TimeoutError:

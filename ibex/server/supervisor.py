@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ibex import __version__
-from ibex.config import Settings
+from ibex.config import Settings, take_notify_socket
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.server.children import Child
@@ -22,6 +22,7 @@ from ibex.server.keeping import Keeper
 from ibex.server.launching import WORKER, Launcher
 from ibex.server.messages import AnyMessage, MetricsAnswer, MetricsQuestion, Report, StatusAnswer, StatusQuestion
 from ibex.server.node_metrics import MetricsEndpoint, NodeMetrics
+from ibex.server.notify import Notifier
 from ibex.server.process import begin_process
 from ibex.server.proof import prove_token_is_demanded
 from ibex.server.recorder import DRAIN_SECONDS
@@ -52,10 +53,12 @@ class Supervisor:
         reload: Callable[[], Settings] | None = None,
         has_recorder: bool = True,
         worker: Sequence[str] = WORKER,
+        notifier: Notifier | None = None,
     ) -> None:
         self._settings = settings
         self._on_progress = on_progress
         self._on_ready = on_ready
+        self._notifier = notifier or Notifier()
         self._directory = DataDirectory(settings.data_dir)
         self._is_first_start = not self._directory.run_dir.exists()
         self._started_at = datetime.now(UTC)
@@ -80,7 +83,12 @@ class Supervisor:
         """The task of `run` while it starts: an early stop cancels it."""
         self._shutdown = Shutdown(self._count_in_flight)
         self._rolling = RollingRestart(
-            reload or (lambda: settings), lambda: self._engines.addresses, launcher, self._pool, self._recorder
+            reload or (lambda: settings),
+            lambda: self._engines.addresses,
+            launcher,
+            self._pool,
+            self._recorder,
+            self._notifier,
         )
 
     async def run(self) -> StopResult:
@@ -101,6 +109,7 @@ class Supervisor:
                 keeper.hurry()
         elif self._main is not None:
             self._main.cancel()
+        self._notifier.stopping()
         self._shutdown.order()
 
     def status(self) -> NodeStatus:
@@ -134,6 +143,7 @@ class Supervisor:
         else:
             self._start_seconds = time.monotonic() - self._started
             self._on_ready(self.status())
+            self._notifier.ready(f"Serves on {self._url}")
         finally:
             self._main = None
 
@@ -279,6 +289,11 @@ def serve(
     begin_process("supervisor")
     configure_logging(settings, "supervisor")
     supervisor = Supervisor(
-        settings, on_progress=on_progress, on_ready=on_ready, reload=reload, has_recorder=has_recorder
+        settings,
+        on_progress=on_progress,
+        on_ready=on_ready,
+        reload=reload,
+        has_recorder=has_recorder,
+        notifier=Notifier(take_notify_socket()),
     )
     return asyncio.run(supervisor.run())
