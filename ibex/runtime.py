@@ -29,6 +29,8 @@ from ibex.stores.changes import ChangeFeed, prune_changes
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.clickhouse_schema import ClickHouseSchema
 from ibex.stores.directives import DirectiveAdmin, DirectiveReader
+from ibex.stores.erasure import OrganizationEraser
+from ibex.stores.export import Exported, export_organization
 from ibex.stores.identity import IdentityAdmin, IdentityReader
 from ibex.stores.identity_directory import IdentityDirectory
 from ibex.stores.journal import Journal
@@ -172,6 +174,15 @@ class Operator:
         """Sessions and checkpoints of all organizations."""
         return SessionStore(self._owner)
 
+    @cached_property
+    def eraser(self) -> OrganizationEraser:
+        """The end of organizations in Postgres."""
+        return OrganizationEraser(self._owner)
+
+    def export(self, org_id: OrgId) -> AsyncIterator[Exported]:
+        """Every row of an organization, from both stores."""
+        return export_organization(self._owner, self.traces, org_id)
+
     @property
     def traces(self) -> TraceStore:
         """Traces, of the organizations each query names."""
@@ -202,14 +213,15 @@ class Operator:
 
 @asynccontextmanager
 async def open_operator(
-    settings: Settings, *, postgres: bool = True, clickhouse: bool = False
+    settings: Settings, *, postgres: bool = True, clickhouse: bool = False, redis: bool = False
 ) -> AsyncIterator[Operator]:
     """Open the stores a command needs.
 
     A running server's engines are used; without one, those needed are started, migrated and stopped again afterwards.
-    Redis is never started for a command: without a server nobody listens there.
+    Redis is started only for what is kept there (`redis`): without a server nobody listens to it.
     """
-    stores = [*(["postgres", "postgres_admin"] if postgres else []), *(["clickhouse"] if clickhouse else [])]
+    wanted = {"postgres": postgres, "postgres_admin": postgres, "clickhouse": clickhouse, "redis": redis}
+    stores = [store for store, is_wanted in wanted.items() if is_wanted]
     async with running_engines(settings, stores) as addresses, AsyncExitStack() as stack:
         if _runs_own_engines(settings):
             await migrate_embedded(settings, addresses, clickhouse=clickhouse, postgres=postgres)

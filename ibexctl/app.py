@@ -16,6 +16,7 @@ from ibexctl import (
     identity,
     journal,
     migrate,
+    org_data,
     reconcile,
     reload,
     serve,
@@ -83,6 +84,7 @@ bench.register(app)
 app.add_typer(demo.app, name="demo")
 app.add_typer(settings.app, name="config")
 app.add_typer(migrate.app, name="migrate")
+org_data.register(identity.organizations)
 app.add_typer(identity.organizations, name="org")
 app.add_typer(identity.users, name="user")
 app.add_typer(identity.agents, name="agent")

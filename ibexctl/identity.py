@@ -9,8 +9,8 @@ import typer
 from ibex.domain.identity import AgentId
 from ibexctl import arguments
 from ibexctl.command import command, group
-from ibexctl.operation import change, operate
-from ibexctl.output import Answer, Table
+from ibexctl.operation import change, operate, read_settings
+from ibexctl.output import Answer, Fields, Table
 
 if TYPE_CHECKING:
     from ibex.domain.identity import OrgId
@@ -51,7 +51,9 @@ def create_org(name: Name) -> Answer:
 def list_orgs() -> Answer:
     """List every organization."""
     columns = ("org_id", "name", "status", "rpm", "agent_count", "token_count", "created_at")
-    return listing("organizations", columns, operate(lambda operator: operator.directory.list_orgs()))
+    rows = _with_default_limit(operate(lambda operator: operator.directory.list_orgs()))
+    table = Table(columns, [[_shown_limit(row)[column] for column in columns] for row in rows])
+    return Answer({"organizations": rows}, (table,))
 
 
 @command(organizations, "show", example="ibexctl org show acme")
@@ -61,7 +63,8 @@ def show_org(org: Org) -> Answer:
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.directory.show_org(await operator.directory.find_org(org))
 
-    return Answer(operate(act))
+    (row,) = _with_default_limit([operate(act)])
+    return Answer(row, (Fields(_shown_limit(row)),))
 
 
 @command(organizations, "limit", example="ibexctl org limit acme --rpm 600")
@@ -191,6 +194,18 @@ def within(
         return await read(directory, None if org is None else await directory.find_org(org))
 
     return act
+
+
+def _with_default_limit(orgs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Organizations with the limit that holds: their own, or the default as it is set here."""
+    default = read_settings().rate_limit_rpm
+    return [row | {"rpm": row["rpm"] or default, "is_default_rpm": row["rpm"] is None} for row in orgs]
+
+
+def _shown_limit(row: dict[str, Any]) -> dict[str, Any]:
+    """An organization as people read it: a default limit says that it is one."""
+    shown = {name: value for name, value in row.items() if name != "is_default_rpm"}
+    return shown | {"rpm": f"{row['rpm']} (default)"} if row["is_default_rpm"] else shown
 
 
 def _change_org_status(org: str, status: str) -> Answer:

@@ -31,6 +31,7 @@ RUN: dict[tuple[str, str], str] = {
     ("docs/cli.md", "ibexctl demo"): "tests/ibexctl/demo/test_demonstrations.py",
     ("docs/cli.md", "ibexctl smoke --self-contained"): "tests/ibexctl/test_serve.py",
     ("docs/cli.md", "ibexctl migrate down"): "tests/ibexctl/test_migrate.py",
+    ("docs/cli.md", "ibexctl org erase"): "tests/ibexctl/test_org_data.py",
     ("docs/cli.md", "ibexctl journal deliver"): "tests/ibexctl/test_journal.py",
     ("docs/cli.md", "ibexctl journal dead-letters replay 3 4"): "tests/ibexctl/test_journal.py",
     ("docs/clients.md", "curl "): "tests/acceptance/test_clients_page.py",

@@ -105,6 +105,7 @@ class Ledger:
         try:
             database.execute("pragma journal_mode = wal")
             database.execute("pragma synchronous = normal")
+            database.execute("pragma secure_delete = on")  # a dead letter that is dropped may be an erased tenant's
             database.executescript(_SCHEMA)
             if database.execute("pragma quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("quick_check failed")
@@ -194,6 +195,12 @@ class Ledger:
                 "update dead_letters set is_replay_wanted = 0, reason = ? where dead_letter_id = ?",
                 (reason, dead_letter_id),
             )
+
+    def drop_dead_letters(self, dead_letter_ids: Sequence[int]) -> int:
+        """Delete dead letters for good; how many there were."""
+        statement = "delete from dead_letters where dead_letter_id = ?"
+        with self._transaction():
+            return sum(self._database.execute(statement, (item,)).rowcount for item in dead_letter_ids)
 
     def _read_dead_letters(self, condition: str, parameters: tuple[object, ...]) -> list[DeadLetter]:
         columns = "dead_letter_id, sink, segment, start, turn_id, reason, payload, put_aside_at"

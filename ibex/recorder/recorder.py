@@ -12,6 +12,7 @@ from ibex.config import Settings
 from ibex.errors import StoreUnavailable
 from ibex.recorder.backlog import Backlog
 from ibex.recorder.delivery import Delivery, slowest_position
+from ibex.recorder.erasure import forget_erased
 from ibex.recorder.ledger import Ledger
 from ibex.recorder.lock import lock_journal
 from ibex.recorder.retention import expire_checkpoints
@@ -89,6 +90,7 @@ class Recorder:
                     tasks.create_task(_deliver(delivery, stop), name=f"delivery to {delivery.sink.name}")
                 tasks.create_task(sweep_sessions(self._sessions, self._idle, self._metrics, stop), name="sweeper")
                 tasks.create_task(prune_old_changes(self._prune, stop), name="pruning")
+                tasks.create_task(forget_erased(ledger, self._traces.erasure, stop), name="erasure")
                 if self._retention:
                     expiry = expire_checkpoints(self._sessions, self._retention, self._metrics, stop)
                     tasks.create_task(expiry, name="retention")

@@ -29,6 +29,8 @@ class Salvage:
     checkpoints_written: int
     checkpoints_known: int
     """Those that Postgres had already."""
+    dropped: int
+    """Turns that one store or both need no more, since their organization was erased."""
     dead_letters: int
     """Turns a store refused for their content, before or now; they lie in the journal's ledger."""
     quarantined: int
@@ -75,12 +77,13 @@ async def _deliver(directory: Path, ledger: Ledger, sessions: SessionStore, trac
         if slowest_position(deliveries, segment) >= spool.size(segment) and spool.is_final(segment):
             spool.remove(segment)
             removed += 1
-    written = metrics.session_checkpoint_total
+    written, dropped = metrics.session_checkpoint_total, metrics.erased_turns_dropped_total
     return Salvage(
         segments_delivered=removed,
         segments_left=len(spool.segments),
         checkpoints_written=int(written.labels("ok").value),
         checkpoints_known=int(written.labels("duplicate").value),
+        dropped=max(int(dropped.labels(delivery.sink.name).value) for delivery in deliveries),
         dead_letters=ledger.count_dead_letters(),
         quarantined=spool.count_quarantined(),
     )

@@ -58,13 +58,12 @@ class CheckpointSink:
         checkpoints, sessions = self._metrics.session_checkpoint_total, self._metrics.session_get_or_create_total
         checkpoints.labels("ok").inc(result.written)
         checkpoints.labels("duplicate").inc(result.duplicates)
-        checkpoints.labels("error").inc(len(result.refused))
         sessions.labels("created").inc(result.sessions_created)
         sessions.labels("found").inc(result.sessions_found)
-        kept = [(turn, reason) for turn, reason in result.refused if reason != ORGANIZATION_GONE]
-        if len(kept) < len(result.refused):
-            log.warning("turns of erased organizations dropped", extra={"turns": len(result.refused) - len(kept)})
-        return kept
+        refused = [(turn, reason) for turn, reason in result.refused if reason != ORGANIZATION_GONE]
+        checkpoints.labels("error").inc(len(refused))
+        _count_dropped(self._metrics, self.name, len(result.refused) - len(refused))
+        return refused
 
 
 class TraceSink:
@@ -89,7 +88,20 @@ class TraceSink:
         if is_doubtful and (found := await self._traces.find(turns)):
             turns = [turn for turn in turns if turn.turn_id not in found]
             token = _name_rest(token, turns)
-        return await self._insert(turns, token)
+        refused = await self._insert(turns, token)
+        await self._take_back(turns)
+        return refused
+
+    async def _take_back(self, turns: Sequence[Turn]) -> None:
+        """Delete what an erased organization had in this batch.
+
+        Asked after the insert: an erasure that is not known by now deletes, when it comes to that, what was inserted.
+        Nothing is left out before it, since the batch's token names all of it.
+        """
+        erased = await self._traces.erasure.find(turn.org_id for turn in turns)
+        if erased:
+            await self._traces.erasure.delete(erased)
+            _count_dropped(self._metrics, self.name, sum(turn.org_id in erased for turn in turns))
 
     async def _insert(self, turns: Sequence[Turn], token: str) -> list[tuple[Turn, str]]:
         """Insert; when ClickHouse refuses, which it does without saying for which row, find that row by halving."""
@@ -110,6 +122,13 @@ class TraceSink:
             return []
         half = len(turns) // 2
         return await self._insert(turns[:half], f"{token}0") + await self._insert(turns[half:], f"{token}1")
+
+
+def _count_dropped(metrics: Metrics, store: str, turns: int) -> None:
+    """Turns of erased organizations: nobody is left to ask for them."""
+    if turns:
+        metrics.erased_turns_dropped_total.labels(store).inc(turns)
+        log.warning("turns of erased organizations dropped", extra={"sink": store, "turns": turns})
 
 
 def _name_rest(token: str, turns: Sequence[Turn]) -> str:

@@ -1,7 +1,7 @@
 """Traces in ClickHouse: how turns get there once, and how they are read, organization by organization."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import isnan
@@ -24,6 +24,7 @@ from ibex.stores.tallies import (
     Tallies,
     Tally,
 )
+from ibex.stores.trace_erasure import TraceErasure
 
 Traces: TypeAlias = list[dict[str, Any]]
 """Rows whose keys are `TRACE_COLUMNS`; times are aware datetimes in UTC."""
@@ -101,6 +102,7 @@ class TraceStore:
     def __init__(self, dsn: str) -> None:
         self._clickhouse = ClickHouse(ClickHouseAddress.parse(dsn))
         self._types = [get_from_name(column.kind) for column in _COLUMNS]
+        self.erasure = TraceErasure(self._clickhouse)
 
     @classmethod
     async def connect(cls, dsn: str) -> "TraceStore":
@@ -191,6 +193,22 @@ class TraceStore:
         return await self._select(
             TRACE_COLUMNS, org_ids, condition, {"id": trace_id}, rest="order by requested_at, turn_id"
         )
+
+    async def scan(self, org_id: OrgId, *, page: int = 5000) -> AsyncIterator[dict[str, Any]]:
+        """Every trace of an organization, agent by agent, oldest first, `page` rows a query."""
+        condition, after = "true", dict[str, Any]()
+        while True:
+            rest = f"order by agent_id, requested_at, turn_id limit {page:d}"
+            rows = await self._select(TRACE_COLUMNS, [org_id], condition, after, rest=rest)
+            for row in rows:
+                yield row
+            if len(rows) < page:
+                return
+            after = {name: rows[-1][name] for name in ("agent_id", "requested_at", "turn_id")}
+            condition = (
+                "(agent_id, requested_at, turn_id) >"
+                " ({agent_id:UUID}, {requested_at:DateTime64(3, 'UTC')}, {turn_id:UUID})"
+            )
 
     async def stats(
         self, *, org_ids: Sequence[OrgId], by: StatsKey, since: timedelta, agent: AgentId | None = None

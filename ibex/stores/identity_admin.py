@@ -106,6 +106,8 @@ class IdentityAdmin(AuditedStore):
         if status not in _STATUSES[kind]:
             raise OperatorError(f"The status of this is one of {', '.join(_STATUSES[kind])}.")
         async with self._changing() as connection:
+            if kind == "organization":
+                await _check_org(connection, OrgId(entity_id))
             row = await connection.fetchrow(SET_STATUS[kind], entity_id, status)
             if row is None:
                 raise UnknownEntity(f"There is no {kind} {entity_id}.", hint="Check the id.")
@@ -215,9 +217,12 @@ def _check_name(name: str) -> None:
 
 
 async def _check_org(connection: Connection, org: OrgId) -> None:
-    found = await connection.fetchval("select 1 from ibex_core.organizations where org_id = $1 for key share", org)
-    if found is None:
+    query = "select status from ibex_core.organizations where org_id = $1 for key share"
+    status = await connection.fetchval(query, org)
+    if status is None:
         raise UnknownEntity(f"There is no organization {org}.", hint="`ibexctl org create NAME` creates one.")
+    if status == "erasing":
+        raise OperatorError(f"Organization {org} is being erased.", hint="`ibexctl org erase` goes on with it.")
 
 
 async def _check_agent(connection: Connection, org: OrgId, agent: AgentId) -> None:

@@ -55,6 +55,18 @@ def test_a_limit_belongs_to_an_organization_or_to_one_agent_of_it(ibexctl, org_i
     assert ibexctl("agent", "show", agent_id, "--json").data["rpm"] == 6
 
 
+def test_an_organization_without_a_limit_of_its_own_shows_the_default(ibexctl, org_id, environment) -> None:
+    environment.setenv("IBEX_RATE_LIMIT_RPM", "90")
+    ibexctl("org", "create", "bolt")
+    ibexctl("org", "limit", "bolt", "--rpm", 90)
+    acme, bolt = ibexctl("org", "list", "--json").data["organizations"]
+    assert [(org["rpm"], org["is_default_rpm"]) for org in (acme, bolt)] == [(90, True), (90, False)]
+    cells = [line.split("\t")[3] for line in ibexctl("org", "list").out.splitlines()]
+    assert cells == ["rpm", "90 (default)", "90"]
+    assert "rpm\t90 (default)\n" in ibexctl("org", "show", "acme").out
+    assert ibexctl("org", "show", "acme", "--json").data["is_default_rpm"] is True
+
+
 def test_an_organization_is_named_by_its_name_while_that_is_unambiguous(ibexctl, org_id) -> None:
     assert ibexctl("agent", "register", "bot", "--org", "acme", "--json").data["org_id"] == org_id
     ibexctl("org", "create", "acme")

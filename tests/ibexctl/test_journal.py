@@ -98,6 +98,7 @@ def test_a_lost_nodes_journal_is_shown_and_delivered_once(ibexctl, on_stores, te
         "segments_left": 0,
         "checkpoints_written": 20,
         "checkpoints_known": 10,
+        "dropped": 0,
         "dead_letters": 1,
         "quarantined": 1,
     }

@@ -1,0 +1,98 @@
+"""An organization's erasure: from both stores, Redis and this node's journal, in steps that can be taken again."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from ibex.domain.identity import OrgId
+from ibex.domain.turns import decode_turn
+from ibex.errors import StoreError
+from ibex.recorder.ledger import DATABASE_NAME, DeadLetter, Ledger
+from ibex.stores.erasure import OrganizationEraser
+from ibex.stores.trace_erasure import TraceErasure
+
+log = logging.getLogger("ibex.recorder")
+
+_FORGET_SECONDS = 600.0
+_ALL = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was deleted; of an erasure that was begun before, what was left."""
+
+    checkpoints: int
+    sessions: int
+    traces: int
+    redis_keys: int
+    dead_letters: int
+    """Those in this node's journal; other nodes delete theirs within minutes."""
+
+
+async def erase_organization(
+    org_id: OrgId,
+    *,
+    organizations: OrganizationEraser,
+    traces: TraceErasure,
+    delete_keys: Callable[[OrgId], Awaitable[int]],
+    tell: Callable[[], Awaitable[object]],
+    journal_dir: Path,
+) -> Erasure:
+    """Erase an organization. `tell` passes on to running servers that its tokens are refused.
+
+    The organization's own row goes last, so that an erasure that was cut short can be begun again by its id. One that
+    was erased before is erased again from where a backup or a lost table may have brought it back: ClickHouse, Redis
+    and the journal. Raises UnknownEntity, or StoreError when it must be run again.
+    """
+    is_there = await organizations.begin(org_id)
+    await tell()
+    await traces.note(org_id)  # from here on both deliveries drop what still comes
+    records = await organizations.delete_records(org_id)
+    late = await organizations.delete_tenancy(org_id)
+    erased_traces = await traces.delete_all(org_id)
+    redis_keys = await delete_keys(org_id)
+    dead_letters = _drop_dead_letters_of(journal_dir, org_id)
+    if is_there:
+        await organizations.finish(org_id)
+    return Erasure(
+        checkpoints=records.checkpoints + late.checkpoints,
+        sessions=records.sessions + late.sessions,
+        traces=erased_traces,
+        redis_keys=redis_keys,
+        dead_letters=dead_letters,
+    )
+
+
+async def forget_erased(ledger: Ledger, traces: TraceErasure, stop: asyncio.Event) -> None:
+    """Every ten minutes until `stop`: drop the dead letters of organizations that were erased."""
+    while not stop.is_set():
+        try:
+            letters = {letter.dead_letter_id: _org_of(letter) for letter in ledger.dead_letters(limit=_ALL)}
+            erased = await traces.find(org_id for org_id in letters.values() if org_id is not None)
+            if erased:
+                dropped = ledger.drop_dead_letters([key for key, org_id in letters.items() if org_id in erased])
+                log.warning("dead letters of erased organizations dropped", extra={"turns": dropped})
+        except StoreError as error:
+            log.warning("dead letters not looked through", extra={"reason": error.message})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _FORGET_SECONDS)
+
+
+def _drop_dead_letters_of(journal_dir: Path, org_id: OrgId) -> int:
+    if not (journal_dir / DATABASE_NAME).exists():
+        return 0
+    with closing(Ledger(journal_dir)) as ledger:
+        letters = ledger.dead_letters(limit=_ALL)
+        return ledger.drop_dead_letters([letter.dead_letter_id for letter in letters if _org_of(letter) == org_id])
+
+
+def _org_of(letter: DeadLetter) -> UUID | None:
+    """Whose turn it is; None when it is no turn, and nobody can say."""
+    try:
+        return decode_turn(letter.payload).org_id
+    except ValueError:
+        return None
