@@ -80,6 +80,7 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
         "stores": stores,
         "upstream": {"url": node.upstream, "mode": node.llm_mode, "is_stand_in": is_sandbox},
         "start_seconds": node.start_seconds,
+        "warnings": node.warnings,
         "processes": [{"name": process.name, "pid": process.pid} for process in node.processes],
     }
     facts = {
@@ -87,6 +88,7 @@ def describe(node: "NodeStatus", settings: "Settings") -> Answer:
         **stores,
         "upstream": _describe_upstream(node),
         "metrics": node.metrics_url,
+        **({"warning": "; ".join(node.warnings)} if node.warnings else {}),
     }
     started = "" if node.start_seconds is None else f", ready in {node.start_seconds:.1f} s"
     title = f"ibex {node.version} serves on {node.url} ({node.env}{started})"

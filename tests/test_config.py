@@ -1,6 +1,7 @@
 """Settings: where they come from, what is refused, what children see, and that secrets stay masked."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,18 @@ def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch) -> No
     assert "IBEX_PROT" not in recorder
     assert load_settings(recorder).redis_url == settings.redis_url
     assert load_settings(recorder).resolved_llm_mode == "live"
+
+
+def test_children_find_an_ibex_that_only_the_current_directory_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, elsewhere = str(Path(__file__).resolve().parents[1]), "/usr/lib/elsewhere"
+    monkeypatch.setenv("PYTHONPATH", elsewhere)
+    monkeypatch.setattr(sys, "path", [root, elsewhere])
+    beside = child_environment(Settings(), with_provider_keys=False)
+    monkeypatch.setattr(sys, "path", ["/usr/bin", root])
+    installed = child_environment(Settings(), with_provider_keys=False)
+
+    assert beside["PYTHONPATH"].split(os.pathsep) == [root, elsewhere]
+    assert installed["PYTHONPATH"] == elsewhere
 
 
 def test_loopback_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The only reader of the environment: settings come from it, from the settings file, else from their defaults."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def child_environment(settings: Settings, *, with_provider_keys: bool) -> dict[s
         environ[name] = _write(value)
     environ["IBEX_LLM_MODE"] = settings.resolved_llm_mode
     environ["IBEX_ENV_FILE"] = os.devnull
-    environ |= _without_proxy_on_loopback(environ)
+    environ |= _without_proxy_on_loopback(environ) | _path_to_this_package(environ)
     return environ
 
 
@@ -104,6 +105,16 @@ def reach_loopback_directly() -> None:
 def take_notify_socket() -> str | None:
     """Where a service manager listens, if one started this process; taken out: no child is to speak in its name."""
     return os.environ.pop("NOTIFY_SOCKET", None)
+
+
+def _path_to_this_package(environ: Mapping[str, str]) -> dict[str, str]:
+    """Children do not look for modules where they are started (`-P`): name the place if ibex was found only so, which
+    is how `python -m ibexctl` finds it in a checkout that is not installed.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    if sys.flags.safe_path or root in sys.path[1:] or str(Path(sys.path[0]).resolve()) != root:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, environ.get("PYTHONPATH"))))}
 
 
 def _without_proxy_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:

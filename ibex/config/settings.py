@@ -88,6 +88,9 @@ class Settings(BaseModel):
     shutdown_delay: float = _setting(
         0.0, "how long before that /ready says 503 while all is served as before, for load balancers (s)", ge=0
     )
+    watchdog_seconds: float = _setting(
+        30.0, "a child process that hangs for so long is ended and started again (s); 0 is off", ge=0
+    )
 
     postgres_dsn: PostgresDsn = _setting(
         Secret(EMBEDDED),

@@ -74,12 +74,7 @@ def survey_journal(settings: Settings) -> Survey:
         except FileNotFoundError:  # delivered, and removed, this moment
             continue
     survey.quarantined = sorted(directory.glob("*.quarantine"))
-    room = JournalRoom(
-        directory,
-        max_bytes=settings.journal_max_bytes,
-        min_free_bytes=settings.journal_min_free_bytes,
-        max_age_seconds=settings.journal_max_age_seconds,
-    )
+    room = JournalRoom.of(settings)
     room.measure()
     disk = os.statvfs(directory)
     survey.size, survey.pressure = directory_size(directory), room.pressure

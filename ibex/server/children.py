@@ -22,6 +22,7 @@ READY_SECONDS = 60.0
 GRACE_SECONDS = 5.0
 """How long after its time to drain a child may still take to end, before it is killed."""
 HURRY_SECONDS = 1.0
+ABORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Child:
         """Its latest metrics."""
         self.started = time.monotonic()
         self.is_ready = False
+        self.heard = 0
+        """How many messages it has sent."""
         self._failure: Failed | None = None
         self._unfinished: Unfinished | None = None
         self._on_message = on_message
@@ -171,6 +174,14 @@ class Child:
             self.send(Drain(0))
             self._patience.reschedule(asyncio.get_running_loop().time() + HURRY_SECONDS)
 
+    async def abort(self) -> None:
+        """End one that hangs: have it say on standard error where it stands, if it still can, and kill it."""
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            os.kill(self.pid, signal.SIGABRT)
+            async with asyncio.timeout(ABORT_SECONDS):
+                await self.wait()
+        await self.kill()
+
     async def kill(self) -> None:
         """End it now, with its process group."""
         if self.is_alive:
@@ -179,6 +190,7 @@ class Child:
             await self.wait()
 
     def _receive(self, message: AnyMessage) -> None:
+        self.heard += 1
         match message:
             case Ready(facts):
                 self.facts.update(facts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -18,8 +19,11 @@ _PR_SET_PDEATHSIG = 1
 def begin_process(title: str, *, parent: int | None = None) -> None:
     """Name the process (`ibex: <title>`), forbid core dumps, allow all the files the system lets it open.
 
+    When it is aborted or crashes, it says on standard error in which functions it stood.
+
     With `parent` it is told by SIGTERM when that process dies, and ends at once when it is dead already.
     """
+    faulthandler.enable()
     setproctitle.setproctitle(f"ibex: {title}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)

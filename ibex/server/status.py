@@ -67,6 +67,8 @@ class NodeStatus(msgspec.Struct, kw_only=True):
     """The embedded engines."""
     processes: list[ProcessStatus]
     """The supervisor first."""
+    warnings: list[str] = []
+    """What the operator should know since the start."""
     stop: StopStatus | None = None
     """Where its stop is, once it was told to."""
 

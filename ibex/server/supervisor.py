@@ -30,7 +30,9 @@ from ibex.server.rolling import RollingRestart
 from ibex.server.shutdown import Shutdown, StopResult
 from ibex.server.sockets import open_listening_sockets, url_of
 from ibex.server.status import ControlSocket, NodeStatus, ProcessStatus, describe_process
+from ibex.server.watchdog import Watchdog
 from ibex.server.workers import WorkerPool
+from ibex.stores.journal_room import JournalRoom
 from ibex.telemetry import configure_logging
 
 log = logging.getLogger("ibex.supervisor")
@@ -68,6 +70,8 @@ class Supervisor:
         self._endpoint = MetricsEndpoint(self._metrics)
         self._engines = EmbeddedEngines(settings)
         self._watches: list[EngineWatch] = []
+        self._watchdog = Watchdog(self._children, lambda: self._launcher.settings.watchdog_seconds)
+        self._warnings: list[str] = []
         self._launcher = launcher = Launcher(
             settings, self._directory, on_message=self._hear, on_end=self._forget, worker=worker
         )
@@ -129,6 +133,7 @@ class Supervisor:
             is_first_start=self._is_first_start,
             engines=[f"{engine.label} {engine.version}" for engine in self._engines.engines],
             processes=list(self._processes()),
+            warnings=self._warnings,
             stop=self._shutdown.status,
         )
 
@@ -142,6 +147,8 @@ class Supervisor:
             main.uncancel()
         else:
             self._start_seconds = time.monotonic() - self._started
+            if self._settings.journal_dir.exists():  # else nobody has ever written a turn
+                self._warn_of_full_journal()
             self._on_ready(self.status())
             self._notifier.ready(f"Serves on {self._url}")
         finally:
@@ -180,11 +187,20 @@ class Supervisor:
             starts.append(self._recorder.start())
         stack.push_async_callback(self._stop_workers)
         stack.push_async_callback(self._rolling.stop)
+        stack.push_async_callback(self._watchdog.stop)
         await side_by_side(*starts)
+        self._watchdog.start()
         await prove_token_is_demanded(self._url, times=settings.workers)
         await control.start()
         if not settings.is_development:
             await self._endpoint.start(settings.metrics_host, settings.metrics_port)
+
+    def _warn_of_full_journal(self) -> None:
+        room = JournalRoom.of(self._settings)
+        room.measure()
+        for excess in room.excess:
+            self._warnings.append(f"chats are refused, since the journal is past its bounds: {excess}")
+            log.warning("chats are refused", extra={"reason": excess})
 
     async def _stop_workers(self) -> None:
         settings, shutdown = self._launcher.settings, self._shutdown

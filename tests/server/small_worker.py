@@ -79,8 +79,8 @@ class SmallServer:
                 self._slow -= 1
             case "/ready":
                 return web.Response(status=503 if self._is_leaving else 200)
-            case "/hang":
-                time.sleep(float(request.query_string))  # noqa: ASYNC251 (the point of it)
+            case "/hang" if request.query_string == str(self._slot):
+                time.sleep(60)  # noqa: ASYNC251 (the point of it)
             case "/v1/chat/completions" if "--open" not in ARGUMENTS:
                 return web.Response(status=401)
             case "/environment":

@@ -19,6 +19,7 @@ from ibex.errors import ConfigurationError, OperatorError, SchemaMismatch, Serve
 from ibex.server.status import request_status
 from ibex.server.supervisor import Supervisor
 from ibex.stores.schema import seed_development
+from ibexctl.serve import describe
 from tests.server.nodes import SMALL_WORKER, Node, eventually, is_alive, running
 
 
@@ -186,6 +187,21 @@ async def test_a_node_starts_without_clickhouse(settings: Settings, caplog: pyte
         assert len(await node.pids()) == 2
 
     assert "clickhouse was not checked" in caplog.messages
+
+
+async def test_a_journal_that_is_full_at_the_start_is_told_of(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.journal_dir.mkdir(parents=True)
+    greedy = settings.model_copy(update={"journal_min_free_bytes": 1 << 60, "workers": 1})
+    async with running(greedy) as node:
+        (warning,) = node.status.warnings
+        shown = str(describe(node.status, greedy).views)
+
+    assert warning.startswith("chats are refused, since the journal is past its bounds: its disk has ")
+    assert "IBEX_JOURNAL_MIN_FREE_BYTES is 1,099,511,627,776 MiB" in warning
+    assert warning in shown
+    assert "chats are refused" in caplog.messages
 
 
 async def test_production_serves_its_metrics_apart(production: Settings) -> None:
