@@ -55,7 +55,7 @@ async def metrics(site: Site) -> Proof:
         wrong = [s for s in samples if set(s.labels) - {"le"} != set(metric.label_names)]
         ids = [s for s in samples if any(_UUID.search(value) for value in s.labels.values())]
         faults += [f"{name} has other labels" for _ in wrong[:1]] + [f"{name} has an id in a label" for _ in ids[:1]]
-    how = "`/metrics` of the house against the catalogue in `ibex/telemetry/metrics.py`"
+    how = "`/metrics` of the house against the catalogue in the code"
     figure = f"{len(catalogue)} of {len(catalogue)} metrics, {series} samples, {silent} whose labels did not occur yet"
     return judge(not faults, how, "; ".join(faults) or figure)
 
