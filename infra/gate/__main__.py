@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from ibex.config import reach_loopback_directly
+from ibex.errors import OperatorError
+from ibexctl.output import show_error
 from ibexctl.trial import ending_on_sigterm
 from infra.gate.checklist import make_checklist
 from infra.gate.proof import Line
@@ -58,8 +60,14 @@ def main() -> int:
     """The program."""
     arguments = read_arguments(sys.argv[1:])
     reach_loopback_directly()
-    with ending_on_sigterm():
-        return asyncio.run(hold_gate(arguments))
+    try:
+        with ending_on_sigterm():
+            return asyncio.run(hold_gate(arguments))
+    except OperatorError as error:
+        show_error(error.message, error.hint, is_json=arguments.json)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
