@@ -70,7 +70,10 @@ release-check: $(INSTALLED) ## Gate, versions, CHANGELOG, wheel and sdist: then 
 	@$(BIN)/python -m infra.gate.release
 
 ##@ Look after it
-.PHONY: docs lock clean clean-data
+.PHONY: docs schemas lock clean clean-data
+schemas: $(INSTALLED) ## Write the texts of the schemas in tests/stores/schemas/ from the migrations
+	@IBEX_TEST_RENEW_SCHEMAS=1 $(BIN)/python -m pytest -q tests/stores/test_schema_texts.py
+
 docs: $(INSTALLED) ## Write .env.example and the tables of docs/ from the code
 	@$(BIN)/python infra/scripts/write_reference.py
 
