@@ -72,7 +72,7 @@ class Onslaught:
     async def _ask_on(self, http: aiohttp.ClientSession, waiting: Iterable[Attack], number: int) -> None:
         for asked, attack in enumerate(waiting):
             await self._ask(http, attack, f"hostile-{number}")
-            if asked % HONEST_EVERY == 0:
+            if asked % HONEST_EVERY == HONEST_EVERY - 1:
                 await self._ask(http, None, f"hostile-{number}")
 
     async def _ask(self, http: aiohttp.ClientSession, attack: Attack | None, session: str) -> None:

@@ -80,8 +80,7 @@ class Peer(asyncio.Protocol):
     async def write_raw(self, data: bytes) -> None:
         """Send bytes that need not be part of an answer at all; waits for a slow client."""
         self._transport.write(data)
-        if self._can_write is not None:
-            await self._can_write
+        await self._keep_pace()
 
     def end_raw(self, how: RawEnd) -> None:
         """End what was sent so. After `hang` and `half_close` it is the client's to close."""
@@ -110,8 +109,7 @@ class Peer(asyncio.Protocol):
             self._transport.writelines([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece])
         else:
             self._transport.writelines(pieces)
-        if self._can_write is not None:
-            await self._can_write
+        await self._keep_pace()
 
     def finish(self) -> None:
         """End the body."""
@@ -132,6 +130,12 @@ class Peer(asyncio.Protocol):
     def perform(self, answering: Coroutine[Any, Any, None]) -> None:
         """Answer in the background; ends at once when the client is gone."""
         self._task = spawn(answering, name="sandbox answer")
+
+    async def _keep_pace(self) -> None:
+        if self._can_write is not None:
+            await self._can_write
+        elif self._transport.is_closing():
+            await asyncio.sleep(0)  # until the loop has told of the end, which ends this answer
 
     def _end(self, how: str) -> None:
         entry, self.entry = self.entry, None
