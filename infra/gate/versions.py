@@ -8,7 +8,6 @@ from infra.gate.programs import ROOT, ctl
 from infra.gate.proof import Proof, judge
 
 _PLACES = {
-    "infra/docker/Dockerfile": r'^LABEL org\.opencontainers\.image\.version="?([^"\s]+)',
     "infra/helm/ibex/Chart.yaml": r'^appVersion: "?([^"\s]+)',
     "README.md": r"^ibex (\d\S+) serves on",
 }
@@ -21,7 +20,7 @@ def read_version() -> str:
 
 
 async def agree() -> Proof:
-    """The package, the command, the API's description, the image, the chart and the README."""
+    """The package, the command, the API's description, the chart and the README."""
     version = read_version()
     said = {
         "ibexctl version": (await ctl("version"))["version"],
