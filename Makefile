@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 TESTS ?= tests
 BENCH ?= overhead
+COMPOSE ?= docker compose
+COMPOSE_DEV = $(COMPOSE) -f infra/compose/compose.dev.yaml
 
 ##@ Use it
 .PHONY: setup run e2e-smoke
@@ -31,7 +33,7 @@ test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=t
 test-chaos: $(INSTALLED) ## Kill, hang and restart a house under load, CHAOS_ROUNDS=100 times, and count what is left
 	@CHAOS_ROUNDS="$${CHAOS_ROUNDS:-100}" CHAOS_RELOADS="$${CHAOS_RELOADS:-20}" \
 		CHAOS_OUTAGE_SECONDS="$${CHAOS_OUTAGE_SECONDS:-60}" CHAOS_HOSTILE="$${CHAOS_HOSTILE:-10000}" \
-		$(BIN)/python -m pytest -o log_cli=true --log-cli-level=INFO tests/chaos
+		$(BIN)/python -m pytest -o log_cli=true --log-cli-level=INFO tests/chaos tests/network
 
 test-security: $(INSTALLED) ## The security matrix, tenancy, two nodes, strangers and the HTTP edge alone
 	@$(BIN)/python -m pytest tests/security
@@ -69,13 +71,32 @@ exit-gate: $(INSTALLED) ## Prove every line of the exit checklist and write docs
 release-check: $(INSTALLED) ## Gate, versions, CHANGELOG, wheel and sdist: then print the commands that a person runs
 	@$(BIN)/python -m infra.gate.release
 
+##@ Run it in containers, with Postgres, Redis, ClickHouse, Jaeger, Prometheus and Grafana
+.PHONY: compose-dev-up compose-dev-down compose-dev-logs compose-dev-ps
+compose-dev-up: ## Build the image, start everything, wait until it serves, and print a line to paste (needs Docker)
+	@$(COMPOSE_DEV) up --build --detach --wait
+	@printf '\nTry it:\n\n'
+	@$(COMPOSE_DEV) exec -T ibex python -c 'from ibexctl.serve import try_line; print(try_line("http://127.0.0.1:8080"))'
+	@printf '\n'; printf '  %-12s%s\n' Grafana http://127.0.0.1:3000 Prometheus http://127.0.0.1:9090 Jaeger http://127.0.0.1:16686
+	@printf '\n  $(COMPOSE_DEV) exec ibex ibexctl trace list\n'
+
+compose-dev-down: ## Stop it all; data stays (make compose-dev-down DOWN=--volumes removes it)
+	@$(COMPOSE_DEV) down $(DOWN)
+
+compose-dev-logs: ## Follow what it logs (SERVICE=ibex for one of them)
+	@$(COMPOSE_DEV) logs --follow $(SERVICE)
+
+compose-dev-ps: ## Show what runs, and how healthy it is
+	@$(COMPOSE_DEV) ps --all
+
 ##@ Look after it
 .PHONY: docs schemas lock clean clean-data
 schemas: $(INSTALLED) ## Write the texts of the schemas in tests/stores/schemas/ from the migrations
 	@IBEX_TEST_RENEW_SCHEMAS=1 $(BIN)/python -m pytest -q tests/stores/test_schema_texts.py
 
-docs: $(INSTALLED) ## Write .env.example and the tables of docs/ from the code
+docs: $(INSTALLED) ## Write .env.example, the tables of docs/ and the dashboards from the code
 	@$(BIN)/python infra/scripts/write_reference.py
+	@$(BIN)/python infra/grafana/write_dashboards.py
 
 lock: $(INSTALLED) ## Resolve pyproject.toml and the clients of the tests again into the lock files
 	@$(BIN)/uv pip compile $(LOCK_OPTIONS) --annotate --extra embedded --group dev -o requirements.lock pyproject.toml
@@ -98,7 +119,7 @@ clean-data: ## Remove the development data directory .ibex (stop ibex first)
 .PHONY: help
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # locust is wanted by the benchmark's gate alone, so it is in no lock.
 INSTALL_LOCUST = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("locust") is None)' || { $(INDEX); \
