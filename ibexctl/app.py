@@ -25,12 +25,14 @@ from ibexctl import (
     smoke,
     status,
     tokens,
+    trace_stats,
     traces,
 )
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.demo import command as demo
 from ibexctl.output import Answer, OutputFailed, show, show_error
+from ibexctl.top import command as top
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -77,6 +79,7 @@ def version() -> Answer:
 
 serve.register(app)
 status.register(app)
+top.register(app)
 reload.register(app)
 reconcile.register(app)
 smoke.register(app)
@@ -92,6 +95,7 @@ app.add_typer(tokens.app, name="token")
 app.add_typer(directives.app, name="directive")
 app.add_typer(sessions.app, name="session")
 app.add_typer(audit.app, name="audit")
+trace_stats.register(traces.app)
 app.add_typer(traces.app, name="trace")
 app.add_typer(journal.app, name="journal")
 

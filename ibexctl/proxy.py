@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 
 from ibex.errors import OperatorError
 
-_ANSWER_SECONDS = 180.0
-
 _HINTS = {
     "INVALID_TOKEN": "Set IBEX_DEV_TOKEN to a valid token: `ibexctl token mint --org ORG`.",
     "AGENT_NOT_AUTHORIZED": "Set IBEX_DEV_AGENT_ID to an agent of the token's organization: `ibexctl agent register`.",
@@ -46,6 +44,8 @@ class Proxy:
     address: str
     bearer: str
     agent_id: str
+    answer_seconds: float = 180.0
+    """How long an answer may take."""
 
     def __repr__(self) -> str:
         return f"Proxy({self.address})"
@@ -102,9 +102,9 @@ class Proxy:
             raise OperatorError(f"{self.address!r} is not an address.", hint="Write it as http://127.0.0.1:8080.")
         if parts.scheme == "https":
             return http.client.HTTPSConnection(
-                host, port, timeout=_ANSWER_SECONDS, context=ssl.create_default_context()
+                host, port, timeout=self.answer_seconds, context=ssl.create_default_context()
             )
-        return http.client.HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
+        return http.client.HTTPConnection(host, port, timeout=self.answer_seconds)
 
     def _base_path(self) -> str:
         return urlsplit(self.address).path.rstrip("/")

@@ -1,8 +1,7 @@
 """`ibexctl trace`: what each request cost in time and tokens, and how it ended."""
 
 from collections.abc import Mapping
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -18,7 +17,6 @@ from ibexctl.output import Answer, Fields, Table, View
 if TYPE_CHECKING:
     from ibex.domain.identity import OrgId
     from ibex.runtime import Operator
-    from ibex.stores.clickhouse import StatsKey
 
 app = group("Traces: what each request cost, and how it ended.")
 
@@ -32,17 +30,6 @@ _COLUMNS = (
     "output_tokens",
     "total_latency_ms",
     "turn_id",
-)
-_STATS_KEYS: "dict[str, StatsKey]" = {"org": "org_id", "agent": "agent_id", "model": "model"}
-_STATS_COLUMNS = (
-    "turns",
-    "errors",
-    "disconnects",
-    "replays",
-    "input_tokens",
-    "output_tokens",
-    "p50_ms",
-    "p95_ms",
 )
 _BAR_WIDTH = 48
 
@@ -61,7 +48,7 @@ def list_traces(
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         agent_id = None if agent is None else AgentId(agent)
         return await operator.traces.list(
-            org_ids=await _scope(operator, org), agent=agent_id, session=session, limit=limit
+            org_ids=await scope_of(operator, org), agent=agent_id, session=session, limit=limit
         )
 
     found = operate(act, clickhouse=True)
@@ -93,48 +80,9 @@ def show_trace(
     return Answer({"traces": traces}, tuple(view for row in traces for view in _views(row)))
 
 
-@command(app, "stats", example="ibexctl trace stats --by agent --since 7d\nibexctl trace stats --by model --org acme")
-def show_stats(
-    by: Annotated[Literal["org", "agent", "model"], typer.Option("--by", help="What to sum up by.")] = "model",
-    org: OrgFilter = None,
-    agent: AgentFilter = None,
-    since: Annotated[
-        timedelta,
-        typer.Option(
-            "--since", metavar="SPAN", parser=arguments.duration, help="The time up to now, such as 1h or 7d."
-        ),
-    ] = "24h",  # type: ignore[assignment]  # typer parses the default as it does a value
-) -> Answer:
-    """Sum traces up: turns, errors, tokens, latency.
-
-    Errors are turns the provider failed or cut. The latencies are those of whole replies.
-    """
-    key = _STATS_KEYS[by]
-
-    async def act(operator: "Operator") -> list[dict[str, Any]]:
-        rows = await operator.traces.stats(
-            org_ids=await _scope(operator, org),
-            by=key,
-            since=since,
-            agent=None if agent is None else AgentId(agent),
-        )
-        names = await _names(operator, by)
-        return [row if by == "model" else {key: row[key], "name": names.get(row[key]), **row} for row in rows]
-
-    found = operate(act, clickhouse=True)
-    columns = (key, *(("name",) if by != "model" else ()), *_STATS_COLUMNS)
-    rows = [[row[column] for column in columns] for row in found]
-    return Answer({"by": by, "since": since, "stats": found}, (Table(columns, rows, empty="No turn in this time."),))
-
-
-async def _scope(operator: "Operator", org: str | None) -> "list[OrgId]":
+async def scope_of(operator: "Operator", org: str | None) -> "list[OrgId]":
     """The organizations a query may see: the one that is named, else all."""
     return await operator.all_org_ids() if org is None else [await operator.directory.find_org(org)]
-
-
-async def _names(operator: "Operator", by: str) -> dict[UUID, str]:
-    rows = {"org": operator.directory.list_orgs, "agent": operator.directory.list_agents}
-    return {row[_STATS_KEYS[by]]: row["name"] for row in await rows[by]()} if by in rows else {}
 
 
 def stages(trace: Mapping[str, Any]) -> list[dict[str, object]]:

@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from math import isnan
 from operator import attrgetter
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from clickhouse_connect.datatypes.registry import get_from_name
@@ -25,6 +23,7 @@ from ibex.stores.tallies import (
     Tally,
 )
 from ibex.stores.trace_erasure import TraceErasure
+from ibex.stores.trace_stats import TraceStats
 
 Traces: TypeAlias = list[dict[str, Any]]
 """Rows whose keys are `TRACE_COLUMNS`; times are aware datetimes in UTC."""
@@ -79,29 +78,13 @@ _COLUMN_NAMES = [column.name for column in _COLUMNS]
 TRACE_COLUMNS = (*_COLUMN_NAMES, "inserted_at")
 """What a trace read back has, in order."""
 
-StatsKey = Literal["org_id", "agent_id", "model"]
-"""What traces can be summed up by."""
-
-_STATS = (
-    "count() as turns",
-    "countIf(outcome in ('provider_error', 'incomplete')) as errors",
-    "countIf(outcome = 'client_disconnect') as disconnects",
-    "countIf(outcome = 'replayed') as replays",
-    "sum(input_tokens) as input_token_sum",
-    "sum(output_tokens) as output_token_sum",
-    "quantileIf(0.5)(total_latency_ms, outcome = 'ok') as p50_ms",
-    "quantileIf(0.95)(total_latency_ms, outcome = 'ok') as p95_ms",
-)
-"""Latencies are those of whole replies: an error is often quick, and a replay asks nobody. Unknown tokens count as
-none; where none are known the sum is null."""
-
-
 class TraceStore:
     """The table `llm_traces`. Every read names the organizations whose rows it may see."""
 
     def __init__(self, dsn: str) -> None:
         self._clickhouse = ClickHouse(ClickHouseAddress.parse(dsn))
         self._types = [get_from_name(column.kind) for column in _COLUMNS]
+        self.stats = TraceStats(self._select)
         self.erasure = TraceErasure(self._clickhouse)
 
     @classmethod
@@ -210,20 +193,6 @@ class TraceStore:
                 " ({agent_id:UUID}, {requested_at:DateTime64(3, 'UTC')}, {turn_id:UUID})"
             )
 
-    async def stats(
-        self, *, org_ids: Sequence[OrgId], by: StatsKey, since: timedelta, agent: AgentId | None = None
-    ) -> Traces:
-        """Turns, errors, tokens and latencies (ms) of the last `since`, for each value of `by`, the busiest first."""
-        condition = "requested_at >= now64(3) - toIntervalSecond({seconds:UInt64})"
-        parameters: dict[str, Any] = {"seconds": int(since.total_seconds())}
-        if agent is not None:
-            condition += " and agent_id = {agent:UUID}"
-            parameters["agent"] = agent
-        rows = await self._select(
-            (by, *_STATS), org_ids, condition, parameters, rest=f"group by {by} order by turns desc, {by}"
-        )
-        return [{name.replace("token_sum", "tokens"): _number(value) for name, value in row.items()} for row in rows]
-
     async def tally(self, org_ids: Sequence[OrgId], period: Period) -> Tallies:
         """The traces of these organizations whose endings leave a checkpoint, minute by minute."""
         rows = await self._select(
@@ -263,8 +232,3 @@ class TraceStore:
             async with asyncio.timeout(_QUERY_SECONDS):
                 result = await (await self._clickhouse.client()).query(sql, parameters=parameters)
         return list(result.named_results())
-
-
-def _number(value: Any) -> Any:
-    """None for the quantile of nothing."""
-    return None if isinstance(value, float) and isnan(value) else value

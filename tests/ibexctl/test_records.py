@@ -113,9 +113,9 @@ def test_traces_are_summed_up_by_organization_agent_and_model(ibexctl, on_stores
     nobody = {"disconnects": 0, "replays": 0}
     assert summed["stats"] == [
         {"model": "a", "turns": 100, "errors": 0, **nobody, "input_tokens": 5050, "output_tokens": 200, "p50_ms": 50.5,
-         "p95_ms": pytest.approx(95, abs=1)},
+         "p95_ms": pytest.approx(95, abs=1), "p99_ms": pytest.approx(99, abs=1)},
         {"model": "b", "turns": 1, "errors": 1, **nobody, "input_tokens": None, "output_tokens": None, "p50_ms": None,
-         "p95_ms": None},
+         "p95_ms": None, "p99_ms": None},
     ]  # fmt: skip
     by_org = ibexctl("trace", "stats", "--by", "org", "--json").data["stats"]
     assert [(row["org_id"], row["name"], row["turns"]) for row in by_org] == [
@@ -123,8 +123,10 @@ def test_traces_are_summed_up_by_organization_agent_and_model(ibexctl, on_stores
         (str(other.org_id), "other", 1),
     ]
     by_agent = ibexctl("trace", "stats", "--by", "agent", "--org", "other").out.splitlines()
-    assert by_agent[0].startswith("agent_id\tname\tturns\terrors\t")
-    assert by_agent[1].startswith(f"{other.agent_id}\tother's agent\t1\t1\t")
+    assert by_agent[0] == "turns\t1 in 1 d"
+    assert by_agent[-2].startswith("name\tturns\terrors\t")
+    assert by_agent[-1].startswith("other's agent\t1\t1\t")
+    assert by_agent[-1].endswith(f"\t████████████\t{other.agent_id}")
     assert ibexctl("trace", "stats", "--agent", acme.agent_id, "--since", "1s", "--json").data["stats"] == []
 
 

@@ -34,6 +34,7 @@ from ibex.stores.migrations import Migrator, find_migrations
 from ibex.stores.postgres import Postgres
 from ibex.stores.sessions import AGENT_GONE, SessionStore
 from ibex.stores.tallies import Period
+from ibex.stores.trace_stats import Scope, TraceStats
 from tests.conftest import PostgresDatabase
 from tests.stores.test_schema import TENANT_TABLES
 from tests.tenants import Tenant, make_tenant
@@ -283,26 +284,37 @@ async def test_no_trace_is_read_without_its_organization(
     turn = theirs.make_turn()
     await store.insert([turn, ours.make_turn()], "both")
     disguised = theirs.make_turn(turn_id=turn.turn_id, org_id=ours.org_id)
+
+    def scope(org_ids: list[OrgId]) -> Scope:
+        return Scope(org_ids=org_ids, since=timedelta(1), agent=theirs.agent_id)
+
     questions = {
         TraceStore.list: lambda org: store.list(org_ids=org, agent=theirs.agent_id),
         TraceStore.show: lambda org: store.show(turn.turn_id, org_ids=org),
-        TraceStore.stats: lambda org: store.stats(
-            org_ids=org, by="agent_id", since=timedelta(1), agent=theirs.agent_id
-        ),
+        TraceStats.sum_up: lambda org: store.stats.sum_up(scope(org), by="agent_id"),
+        TraceStats.count_errors: lambda org: store.stats.count_errors(scope(org)),
+        TraceStats.draw: lambda org: store.stats.draw(scope(org), 4),
         TraceStore.tally: lambda org: store.tally(org, ALWAYS),
         TraceStore.find_turns: lambda org: store.find_turns(org[0], ALWAYS),
         TraceStore.find: lambda org: store.find([turn if org == [theirs.org_id] else disguised]),
     }
-    methods = {function for name, function in inspect.getmembers(TraceStore, inspect.isfunction) if name[0] != "_"}
+    methods = {
+        function
+        for readers in (TraceStore, TraceStats)
+        for name, function in inspect.getmembers(readers, inspect.isfunction)
+        if name[0] != "_"
+    }
     assert methods - set(questions) == {TraceStore.insert, TraceStore.ping, TraceStore.close}
     for method, question in questions.items():
         with subtests.test(method.__name__):
             parameters = inspect.signature(method).parameters
-            scopes = {"org_ids", "org_id", "turns"} & parameters.keys()  # a turn names its organization
+            scopes = {"org_ids", "org_id", "turns", "scope"} & parameters.keys()  # a turn names its organization
             assert [parameters[name].default for name in scopes] == [inspect.Parameter.empty]
             assert str(turn.turn_id)[-8:] in str(await question([theirs.org_id])) or method in {
-                TraceStore.stats,
                 TraceStore.tally,
+                TraceStats.sum_up,
+                TraceStats.count_errors,
+                TraceStats.draw,
             }
             seen = str(await question([ours.org_id]))
             assert str(turn.turn_id) not in seen

@@ -1,0 +1,1 @@
+"""`ibexctl top`: a running node on one screen, again and again."""
