@@ -47,6 +47,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/DEVELOPMENT_GUIDE.md", "export IBEX_"): OWN_SERVERS,
     ("docs/cli.md", "ibexctl bench"): MINUTES,
     ("docs/cli.md", "git show HEAD:directive.txt"): "needs a repository that holds the directive",
+    ("docs/observability.md", "curl "): OTHER_PROGRAM,
+    ("docs/observability.md", "export OTEL_"): OTHER_PROGRAM,
     ("docs/operations.md", "psql "): OWN_SERVERS,
     ("docs/performance.md", "ibexctl bench"): MINUTES,
     ("docs/performance.md", "pip install py-spy"): OTHER_PROGRAM,
