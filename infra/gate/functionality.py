@@ -11,6 +11,7 @@ import msgspec
 from ibex.domain.identity import DEV_AGENT_ID
 from ibex.runtime import open_operator
 from infra.gate.caller import Answer, ask, question
+from infra.gate.programs import ProgramFailed
 from infra.gate.proof import Proof, Status, judge
 from infra.gate.site import Site
 from infra.gate.wiretap import event_times
@@ -20,8 +21,6 @@ VISIBLE_MS = 500.0
 AGENT = str(DEV_AGENT_ID)
 _IN_FORCE_SECONDS = 5.0
 _RECORD_SECONDS = 15.0
-_LATEST = 40
-"""Traces asked for at once: far more than become visible between two questions."""
 
 
 async def completion(site: Site) -> Proof:
@@ -112,7 +111,7 @@ async def record(site: Site) -> Proof:
     turns = sum(map(len, seen.values()))
     how = f"{turns} turns in {sessions} sessions, by `ibexctl session show` and `ibexctl trace list`"
     figure = f"{turns} checkpoints and {turns} traces, indexes 0 to {each - 1} without a gap"
-    return judge(not faults, how, "; ".join(faults.values()) or figure)
+    return judge(not faults, how, "; ".join(dict.fromkeys(faults.values())) or figure)
 
 
 async def _converse(site: Site, session: str, turns: int) -> list[str]:
@@ -126,10 +125,11 @@ async def _converse(site: Site, session: str, turns: int) -> list[str]:
 
 
 async def _find_fault(site: Site, session: str, turn_ids: list[str]) -> str:
-    shown, listed = await asyncio.gather(
-        site.house.ctl("session", "show", session, "--agent", AGENT),
-        site.house.ctl("trace", "list", "--session", session, "--agent", AGENT, "--limit", "1000"),
-    )
+    try:
+        shown = await site.house.ctl("session", "show", session, "--agent", AGENT)
+        listed = await site.house.ctl("trace", "list", "--session", session, "--agent", AGENT, "--limit", "1000")
+    except ProgramFailed as error:  # the session is not there yet
+        return str(error)
     checkpoints, traces = shown["checkpoints"], {trace["turn_id"] for trace in listed["traces"]}
     if [row["turn_id"] for row in checkpoints] != turn_ids or not all(row["is_complete"] for row in checkpoints):
         return f"{len(checkpoints)} checkpoints of {len(turn_ids)} turns"
@@ -155,7 +155,7 @@ async def visibility(site: Site) -> Proof:
         async with open_operator(site.house.settings, clickhouse=True) as operator:
             org_ids = await operator.all_org_ids()
             while len(visible) < turns:
-                found = await operator.traces.list(org_ids=org_ids, session=session, limit=_LATEST)
+                found = await operator.traces.list(org_ids=org_ids, session=session, limit=turns)
                 now = time.perf_counter()
                 visible.update({str(row["turn_id"]): now for row in found if str(row["turn_id"]) not in visible})
                 await asyncio.sleep(0.02)

@@ -57,6 +57,8 @@ async def _attempt(line: Line, proving: Awaitable[Proof], progress: Progress) ->
 
 
 def _failure(error: Exception) -> Proof:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     said = "took too long" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
     return Proof(Status.FAIL, "could not be proved", without_places(said))
 
