@@ -36,6 +36,7 @@ def listen_to_exporters() -> LastWords:
     """Take over the exporters' own log lines, which come once a try."""
     logger = logging.getLogger("opentelemetry.exporter")
     logger.handlers[:] = [_last_words]
+    logger.setLevel(logging.WARNING)
     logger.propagate = False
     return _last_words
 

@@ -40,6 +40,8 @@ class SpanQueue:
         )
         self._last_words = listen_to_exporters()
         self._is_losing = False
+        self._is_over = False
+        """From then on the thread, should it still wait for the collector, counts and says nothing more."""
         self._has_some = threading.Event()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="span exporter", daemon=True)
@@ -59,6 +61,7 @@ class SpanQueue:
         self._is_closing.set()
         self._has_some.set()
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+        self._is_over = True
         left = len(self._waiting)
         self._waiting.clear()
         if left:
@@ -87,6 +90,8 @@ class SpanQueue:
             reason = self._last_words.text
         except Exception as error:  # noqa: BLE001 - whatever a library raises must not end the thread
             is_exported, reason = False, type(error).__name__
+        if self._is_over:
+            return
         if is_exported:
             self._exported.inc(len(batch))
             self._note_arrival()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +36,16 @@ def open_queue(endpoint: str, metrics: Metrics, **changes: Any) -> SpanQueue:
 
 def counts(metrics: Metrics) -> dict[str, float]:
     return {result: metrics.otel_spans_total.labels(result).value for result in ("exported", "failed", "dropped")}
+
+
+@pytest.fixture(autouse=True)
+def logging_of_a_worker() -> Iterator[None]:
+    """The library's own lines are switched off, as `configure_logging` does it."""
+    library = logging.getLogger("opentelemetry")
+    level = library.level
+    library.setLevel(logging.CRITICAL)
+    yield
+    library.setLevel(level)
 
 
 @pytest.mark.parametrize("protocol", RECEIVERS)
