@@ -25,7 +25,7 @@ PARTS = 10
 KEPT_SECONDS = 35.0
 """By then no connection to the provider is kept that nobody uses."""
 GROWTH_BYTES = 4 << 20
-"""How much more memory the worker may have at the end than after a third of the attacks."""
+"""How much more memory the worker may have after as many attacks again: 400 bytes for each of ten thousand."""
 
 
 def choose_attacks(seed: int) -> list[Attack]:
@@ -38,10 +38,14 @@ def choose_attacks(seed: int) -> list[Attack]:
     return attacks
 
 
-def count_tasks(house: House) -> int:
-    """The worker's tasks, as it last said."""
-    (facts,) = (process["facts"] for process in house.status()["processes"] if process["name"] == "worker 0")
-    return int(facts["tasks"])
+async def count_tasks(house: House) -> int:
+    """The worker's tasks, as it says: the fewest of some seconds, since a tick's write is a task too."""
+    found = []
+    for _ in range(4):
+        (facts,) = (process["facts"] for process in house.status()["processes"] if process["name"] == "worker 0")
+        found.append(int(facts["tasks"]))
+        await asyncio.sleep(1.1)
+    return min(found)
 
 
 def count_descriptors(pid: int) -> int:
@@ -76,16 +80,16 @@ async def test_nothing_of_a_hostile_provider_stays(attacked_house: House, pytest
     attacks = choose_attacks(seed)
     (worker,) = house.pids("ibex: worker")
     onslaught = Onslaught(house.url, house.headers, clients=CLIENTS)
-    await onslaught.run(attacks[:CLIENTS])
+    await onslaught.run(attacks)  # the allocator's high water comes with the first thousands
     await asyncio.sleep(KEPT_SECONDS)
-    descriptors, tasks = count_descriptors(worker), count_tasks(house)
+    descriptors, tasks = count_descriptors(worker), await count_tasks(house)
     memory = [resident_bytes(worker)]
-    for start in range(0, len(attacks), len(attacks) // PARTS):
-        await onslaught.run(attacks[start : start + len(attacks) // PARTS])
+    for part in range(PARTS):
+        await onslaught.run(attacks[part::PARTS])
         memory.append(resident_bytes(worker))
     await asyncio.sleep(KEPT_SECONDS)
+    after = count_descriptors(worker), await count_tasks(house)
     log.info("%d requests; memory (MiB) %s", len(onslaught.sights), [round(size / (1 << 20), 1) for size in memory])
-    after = count_descriptors(worker), count_tasks(house)
     log.info("descriptors %d, then %d; tasks %d, then %d", descriptors, after[0], tasks, after[1])
 
     assert house.ctl("reconcile", "--settle", "2s")["is_consistent"]
@@ -93,4 +97,4 @@ async def test_nothing_of_a_hostile_provider_stays(attacked_house: House, pytest
     faults = onslaught.faults({trace["request_id"]: SimpleNamespace(**trace) for trace in traces}.get)
     assert faults == [], f"{len(faults)} with seed {seed}"
     assert after == (descriptors, tasks)
-    assert memory[-1] - memory[PARTS // 3] < GROWTH_BYTES
+    assert memory[-1] - memory[0] < GROWTH_BYTES
