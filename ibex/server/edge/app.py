@@ -58,7 +58,6 @@ class HttpServer:
         self._middleware = Middleware(settings, routes, worker.metrics, self._tracing, self._access_log)
         self._edge = EdgeServer(
             self._middleware.serve,
-            self._middleware.refuse,
             max_connections=settings.max_connections,
             max_per_address=settings.max_connections_per_address,
             on_count=worker.metrics.active_connections.set,

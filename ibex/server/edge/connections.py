@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from ibex.server.edge.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Refuse, Serve
+from ibex.server.edge.protocol import MAX_FIELD_BYTES, MAX_FIELDS, EdgeProtocol, Serve
 
 CLOSING_SECONDS = 30.0
 """How long a connection that is closed may take to hand over its last bytes."""
@@ -29,7 +29,6 @@ class EdgeServer(web.Server):
     def __init__(
         self,
         serve: Serve,
-        refuse: Refuse,
         *,
         max_connections: int,
         max_per_address: int,
@@ -37,7 +36,6 @@ class EdgeServer(web.Server):
     ) -> None:
         super().__init__(_nobody, handler_cancellation=True)
         self._serve = serve
-        self._refuse = refuse
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._on_count = on_count
@@ -47,7 +45,7 @@ class EdgeServer(web.Server):
         """Whether an address (a trusted proxy's) is not counted by itself."""
 
     def __call__(self) -> EdgeProtocol:
-        return EdgeProtocol(self, loop=self._loop, serve=self._serve, refuse=self._refuse, **_OPTIONS)
+        return EdgeProtocol(self, loop=self._loop, serve=self._serve, **_OPTIONS)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         """Count a connection; over a cap it is closed."""

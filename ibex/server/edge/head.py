@@ -2,10 +2,13 @@
 
 import ipaddress
 import re
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import ERROR as NO_REQUEST
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ibex.domain.identity import parse_uuid
@@ -26,6 +29,53 @@ _MAX_LENGTH_DIGITS = 15
 """A longer Content-Length is beyond any body, and near where parsers' integers end."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RequestHead:
+    """A request's head, read once; a connection that sends the same head again has it at hand.
+
+    It has no repr of its fields: no log line may ever show a header map.
+    """
+
+    method: str
+    path: str
+    """Without the query."""
+    headers: CIMultiDictProxy[str]
+    fault: RequestError | None
+    """Why it is refused, whatever it asks for."""
+    is_http10: bool
+    ends_connection: bool
+    """Whether no other request may follow it on its connection."""
+    media_type: str
+    """Of the body: lower-case, without parameters; empty when none is named."""
+    is_coded: bool
+    """Whether the body has a Content-Encoding other than identity."""
+    content_length: int | None
+    """Of the body, in bytes; None when the head does not say, or when it differs from one repetition to the next."""
+
+    @classmethod
+    def read(cls, message: RawRequestMessage, fault: RequestError | None = None) -> "RequestHead":
+        """Read a head that the parser let pass."""
+        headers = message.headers or NO_HEADERS
+        fault = fault or find_head_fault(message)
+        length = headers.get("Content-Length")
+        return cls(
+            method=message.method,
+            path=read_path(message.path),
+            headers=headers,
+            fault=fault,
+            is_http10=message.version < HttpVersion11,
+            ends_connection=message.should_close or "Transfer-Encoding" in headers or "Upgrade" in headers,
+            media_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
+            is_coded=any(coding.strip().lower() != "identity" for coding in headers.getall("Content-Encoding", ())),
+            content_length=int(length) if length is not None and fault is None else None,
+        )
+
+    @classmethod
+    def of_no_request(cls, fault: RequestError) -> "RequestHead":
+        """What stands for bytes that were no request."""
+        return cls.read(NO_REQUEST, fault)
 
 
 def find_head_fault(message: Any) -> RequestError | None:

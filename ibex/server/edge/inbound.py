@@ -8,10 +8,11 @@ from uuid import UUID
 from aiohttp import StreamReader
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDictProxy
 
 from ibex.config import Settings
 from ibex.errors import PayloadTooLarge, RequestTimeout, UnsupportedMediaType, ValidationFailed
+from ibex.server.edge.head import RequestHead
+from ibex.server.edge.repeats import Payload, WholeBody
 from ibex.telemetry import RequestTrace, StageClock
 
 if TYPE_CHECKING:
@@ -23,13 +24,10 @@ BODY_GRACE_SHARE = 1 / 6
 
 @dataclass(slots=True, repr=False)
 class Inbound:
-    """One request on one connection. It has no repr of its fields: no log line may ever show a header map."""
+    """One request on one connection."""
 
-    method: str
-    path: str
-    is_http10: bool
-    headers: CIMultiDictProxy[str]
-    payload: StreamReader
+    head: RequestHead
+    payload: Payload
     protocol: "EdgeProtocol"
     address: str
     request_id: UUID
@@ -55,13 +53,11 @@ class Inbound:
 
 def check_declared_body(inbound: Inbound, settings: Settings) -> None:
     """Judge the body by what the head says of it: its size, then its type."""
-    headers = inbound.headers
-    length = headers.get("Content-Length")
-    if length is not None and int(length) > settings.max_body_bytes:
+    head, payload = inbound.head, inbound.payload
+    length = payload.size if isinstance(payload, WholeBody) else head.content_length
+    if length is not None and length > settings.max_body_bytes:
         raise _too_large(settings)
-    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    codings = headers.getall("Content-Encoding", ())
-    if media_type != "application/json" or any(coding.strip().lower() != "identity" for coding in codings):
+    if head.media_type != "application/json" or head.is_coded:
         raise UnsupportedMediaType
 
 
@@ -69,7 +65,7 @@ async def read_body(inbound: Inbound, settings: Settings) -> bytes:
     """The whole body, at most `max_body_bytes`, within `body_seconds` and at `body_bytes_per_second` at least."""
     payload = inbound.payload
     try:
-        if payload.is_eof():
+        if isinstance(payload, WholeBody) or payload.is_eof():
             body = payload.read_nowait()
             if len(body) > settings.max_body_bytes:
                 raise _too_large(settings)
@@ -102,7 +98,7 @@ async def _collect(payload: StreamReader, settings: Settings) -> bytes:
 
 
 def _continue_if_expected(inbound: Inbound) -> None:
-    is_expected = not inbound.is_http10 and inbound.headers.get("Expect", "").lower() == "100-continue"
+    is_expected = not inbound.head.is_http10 and inbound.head.headers.get("Expect", "").lower() == "100-continue"
     if is_expected and inbound.protocol.transport is not None:
         inbound.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

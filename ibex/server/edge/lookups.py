@@ -46,7 +46,7 @@ class Lookups:
         await answer_json(reply, 200, described)
 
     async def _identify(self, inbound: Inbound) -> Principal:
-        headers = inbound.headers
+        headers = inbound.head.headers
         principal = await self._authenticator.authenticate(
             headers.get("Authorization"), headers.get("X-IBEX-Agent-ID"), inbound.address, needs=NO_PERMISSIONS
         )

@@ -6,26 +6,20 @@ import logging
 import time
 from typing import Any
 
-from aiohttp import StreamReader
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import ERROR as NO_REQUEST
-
 from ibex.config import Settings
 from ibex.errors import InternalError, RequestError
 from ibex.pipeline.recording import CLIENT_LEFT
 from ibex.server.edge.envelope import encode_error, error_headers
 from ibex.server.edge.head import (
     KNOWN_METHODS,
-    NO_HEADERS,
+    RequestHead,
     choose_request_id,
     find_address,
-    find_head_fault,
     is_trusted,
-    read_path,
 )
 from ibex.server.edge.inbound import Inbound
 from ibex.server.edge.protocol import EdgeProtocol
+from ibex.server.edge.repeats import Payload
 from ibex.server.edge.routes import Routes
 from ibex.server.edge.wire import WireReply
 from ibex.telemetry import AccessLog, Metrics, RequestFacts, Stage, StageClock, Tracing, current_request
@@ -58,27 +52,18 @@ class Middleware:
         """Whether an address is a trusted proxy's."""
         return is_trusted(address, self._trusted)
 
-    async def serve(self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader) -> WireReply:
+    async def serve(self, protocol: EdgeProtocol, head: RequestHead, payload: Payload) -> WireReply:
         """Answer one request; the reply is on the wire when this returns."""
-        return await self._serve(protocol, message, payload, find_head_fault(message))
-
-    async def refuse(self, protocol: EdgeProtocol, error: RequestError) -> WireReply:
-        """Answer bytes that were no request."""
-        return await self._serve(protocol, NO_REQUEST, EMPTY_PAYLOAD, error)
-
-    async def _serve(
-        self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader, fault: RequestError | None
-    ) -> WireReply:
-        inbound = self._receive(protocol, message, payload)
+        inbound = self._receive(protocol, head, payload)
         scope = current_request.set(inbound)
-        reply = self._make_reply(message, inbound, is_last=fault is not None or self.is_draining)
+        reply = self._make_reply(inbound)
         self.replies.add(reply)
         route = "unmatched"
         try:
-            if fault is not None:
-                raise fault
+            if head.fault is not None:
+                raise head.fault
             route, handler = self._routes.find(inbound)
-            if inbound.has_unread_body and inbound.method != "POST":
+            if inbound.has_unread_body and head.method != "POST":
                 reply.keep_alive = False  # nobody will read it
             await handler(inbound, reply)
         except RequestError as error:
@@ -93,40 +78,35 @@ class Middleware:
             protocol.end_request()
             self._account(inbound, reply, route)
             current_request.reset(scope)
-        if fault is not None or inbound.has_unread_body:
+        if head.fault is not None or inbound.has_unread_body:
             reply.keep_alive = False
             await protocol.linger()
         return reply
 
-    def _receive(self, protocol: EdgeProtocol, message: RawRequestMessage, payload: StreamReader) -> Inbound:
+    def _receive(self, protocol: EdgeProtocol, head: RequestHead, payload: Payload) -> Inbound:
         started = protocol.begin_request()
-        clock = StageClock(started, time.time() - (time.perf_counter() - started))
-        headers = message.headers or NO_HEADERS
+        headers = head.headers
         return Inbound(
-            method=message.method,
-            path=read_path(message.path),
-            is_http10=message.version < (1, 1),
-            headers=headers,
+            head=head,
             payload=payload,
             protocol=protocol,
-            address=find_address(protocol.address, headers, self._trusted),
+            address=find_address(protocol.address, headers, self._trusted) if self._trusted else protocol.address,
             request_id=choose_request_id(headers.get("X-Request-ID")),
-            clock=clock,
+            clock=StageClock(started, time.time() - (time.perf_counter() - started)),
             trace=self._tracing.begin(headers),
         )
 
-    def _make_reply(self, message: RawRequestMessage, inbound: Inbound, *, is_last: bool) -> WireReply:
-        headers = inbound.headers
-        is_last = is_last or "Transfer-Encoding" in headers or "Upgrade" in headers or message.should_close
+    def _make_reply(self, inbound: Inbound) -> WireReply:
+        head = inbound.head
         return WireReply(
             inbound.protocol,
             inbound.clock,
             self._metrics,
             inbound.request_id,
             trace_id=None if inbound.trace is None else inbound.trace.trace_id_hex,
-            is_http10=inbound.is_http10,
-            keeps_alive=not is_last,
-            is_head_only=inbound.method == "HEAD",
+            is_http10=head.is_http10,
+            keeps_alive=not (head.ends_connection or head.fault is not None or self.is_draining),
+            is_head_only=head.method == "HEAD",
             slow_client_seconds=self._settings.slow_client_seconds,
         )
 
@@ -159,7 +139,9 @@ class Middleware:
         clock = inbound.clock
         elapsed = clock.elapsed()
         status = str(reply.status if reply.has_left else CLIENT_LEFT)
-        method = inbound.method if inbound.method in KNOWN_METHODS else "other"
+        method = inbound.head.method
+        if method not in KNOWN_METHODS:
+            method = "other"
         requests, durations = self._counters.get((route, method, status)) or self._count_as(route, method, status)
         requests.inc()
         durations.observe(elapsed)
@@ -169,7 +151,7 @@ class Middleware:
             overhead = clock.first_byte_out - clock.started - clock.seconds(Stage.PROVIDER)
             (self._stream_overhead if reply.is_stream else self._json_overhead).observe(max(0.0, overhead))
         if inbound.trace is not None and self._tracing.keeps(inbound.trace, int(status)):
-            template = self._routes.template_of(inbound.path)
+            template = self._routes.template_of(inbound.head.path)
             request = RequestFacts(method, template, int(status), reply.error_code, inbound.request_id)
             self._tracing.record(inbound.trace, clock, request)
         if self._access_log.is_enabled:

@@ -12,11 +12,12 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from ibex.errors import HeadersTooLarge, PayloadTooLarge, RequestError, RequestTimeout, ValidationFailed
+from ibex.server.edge.head import RequestHead
+from ibex.server.edge.repeats import Payload, RepeatedHead
 
 log = logging.getLogger("ibex.server")
 
@@ -28,8 +29,7 @@ class Ended(Protocol):
     """Whether the connection may take another request."""
 
 
-Serve = Callable[["EdgeProtocol", RawRequestMessage, StreamReader], Awaitable[Ended]]
-Refuse = Callable[["EdgeProtocol", RequestError], Awaitable[Ended]]
+Serve = Callable[["EdgeProtocol", RequestHead, Payload], Awaitable[Ended]]
 
 MAX_FIELD_BYTES = 16 << 10
 MAX_HEAD_BYTES = 32 << 10
@@ -39,6 +39,8 @@ WIRE_BYTES_PER_BODY_BYTE = 8
 """What chunked framing may cost: a chunk of one byte takes six."""
 MAX_QUEUED_BYTES = 256 << 10
 """Of requests pipelined behind the one being served; then the socket is not read until that one is answered."""
+MAX_LESSONS = 8
+"""How many heads of a connection are learnt: a client whose heads all differ is not worth learning more from."""
 LINGER_SECONDS = 2.0
 """How long a client that is still sending may take to read why it is refused."""
 
@@ -54,10 +56,12 @@ class EdgeProtocol(RequestHandler):
     __slots__ = (
         "_head",
         "_is_deaf",
+        "_lessons_left",
         "_newest",
         "_queued_bytes",
-        "_refuse",
+        "_repeated",
         "_serve",
+        "_whole",
         "_wire_bytes",
         "address",
         "closing_since",
@@ -65,10 +69,9 @@ class EdgeProtocol(RequestHandler):
         "received_at",
     )
 
-    def __init__(self, manager: Any, *, serve: Serve, refuse: Refuse, **options: Any) -> None:
+    def __init__(self, manager: Any, *, serve: Serve, **options: Any) -> None:
         super().__init__(manager, **options)
         self._serve = serve
-        self._refuse = refuse
         self.address = "local"
         self.received_at = 0.0
         self.closing_since = 0.0
@@ -82,6 +85,10 @@ class EdgeProtocol(RequestHandler):
         """The beginning of a head, when it came in pieces."""
         self._wire_bytes = 0
         self._queued_bytes = 0
+        self._whole = b""
+        """The bytes of the request just begun, when they came all at once."""
+        self._repeated: RepeatedHead | None = None
+        self._lessons_left = MAX_LESSONS
 
     async def start(self) -> None:
         """Serve the connection's requests one after the other, in this one task; it ends with the connection.
@@ -92,10 +99,8 @@ class EdgeProtocol(RequestHandler):
         try:
             while not self._force_close:
                 message, payload = await self._next_message()
-                if isinstance(message, _ErrInfo):
-                    reply = await self._answer(self._refuse(self, _translate(message)))
-                else:
-                    reply = await self._answer(self._serve(self, message, payload))
+                head = message if isinstance(message, RequestHead) else self._read_head(message)
+                reply = await self._answer(self._serve(self, head, payload))
                 if not reply.keep_alive or self._close or not payload.is_eof():
                     break
                 self._wait_for_the_next()
@@ -110,7 +115,17 @@ class EdgeProtocol(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _next_message(self) -> tuple[Any, StreamReader]:
+    def _read_head(self, message: Any) -> RequestHead:
+        if isinstance(message, _ErrInfo):
+            return RequestHead.of_no_request(_translate(message))
+        head = RequestHead.read(message)
+        if self._whole and self._lessons_left:
+            self._lessons_left -= 1
+            self._repeated = RepeatedHead.learn(self._whole, head)
+        self._whole = b""
+        return head
+
+    async def _next_message(self) -> tuple[Any, Payload]:
         if not self._messages:
             self._waiter = self._loop.create_future()
             try:
@@ -118,7 +133,7 @@ class EdgeProtocol(RequestHandler):
             finally:
                 self._waiter = None
         message = self._messages.popleft()
-        if self._parser is not None:
+        if self._parser is not None and not isinstance(message[0], RequestHead):
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
@@ -142,12 +157,16 @@ class EdgeProtocol(RequestHandler):
         """Stamp the first byte of a request before anything else sees it; after the parser, judge what it let pass."""
         if self._is_deaf or self._force_close or self._close:
             return
-        if not self.received_at and not self.is_serving and data.lstrip(b"\r\n"):
+        is_first = not self.received_at and not self.is_serving
+        if is_first and self._repeated is not None and self._take_repeated(self._repeated, data):
+            return
+        if is_first and data.lstrip(b"\r\n"):
             self.received_at = perf_counter()
         was_in_body = self._newest is not None and not self._newest[1].is_eof()
         super().data_received(data)
         messages = self._messages
         if messages and messages[-1] is not self._newest:
+            self._whole = data if is_first and len(messages) == 1 and not self._head else b""
             self._judge_newest(data)
         elif was_in_body:
             self._wire_bytes += len(data)
@@ -160,6 +179,22 @@ class EdgeProtocol(RequestHandler):
             self._queued_bytes += len(data)
             if self._queued_bytes > MAX_QUEUED_BYTES and not self._buffer_paused:
                 self._pause_reading_for_buffer()
+
+    def _take_repeated(self, repeated: RepeatedHead, data: bytes) -> bool:
+        """Take a request that is the same head again and its whole body; the parser, between two messages, sees none
+        of it.
+        """
+        waiter = self._waiter
+        messages: Any = self._messages
+        if waiter is None or waiter.done() or messages or self._head:
+            return False
+        body = repeated.find_body(data)
+        if body is None:
+            return False
+        self.received_at = perf_counter()
+        messages.append((repeated.head, body))
+        waiter.set_result(None)
+        return True
 
     def _judge_newest(self, data: bytes) -> None:
         """A request's head is whole, or the parser has given up."""

@@ -70,8 +70,8 @@ class Routes:
 
     def find(self, inbound: Inbound) -> tuple[str, Handler]:
         """The route's name and handler; raises NotFound, which names the routes there are, or MethodNotAllowed."""
-        route, parameter = self._match(inbound.path)
-        if inbound.method not in route.methods:
+        route, parameter = self._match(inbound.head.path)
+        if inbound.head.method not in route.methods:
             raise MethodNotAllowed(headers={"Allow": ", ".join(route.methods)})
         handler = route.handler if parameter is None else partial(route.handler, path_parameter=parameter)
         return route.name, handler
@@ -95,7 +95,7 @@ class Routes:
 
     async def _serve_chat(self, inbound: Inbound, reply: WireReply, path_parameter: str | None = None) -> None:
         check_declared_body(inbound, self._settings)
-        headers = inbound.headers
+        headers = inbound.head.headers
         call = Call(
             authorization=headers.get("Authorization"),
             agent_id=headers.get("X-IBEX-Agent-ID"),
