@@ -5,6 +5,7 @@ who is remembered is served while either store would have told of a change (cont
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,8 @@ from ibex.telemetry import Metrics
 log = logging.getLogger("ibex.changes")
 
 POLL_SECONDS = 1.0
+AWAY_SECONDS = 0.25
+"""From one question to the next while Postgres is away: it is not to be believed away for longer than it is."""
 LONGEST_WAIT = 1.0
 """How long a request waits for one more answer of Postgres."""
 TRUST_SECONDS = 5.0
@@ -72,6 +75,8 @@ class ChangeFollower:
         self._reset_at = -inf
         self._heard_at = -inf
         """The sending time of the last question that was answered; -inf: never."""
+        self._missed_at = -inf
+        """When a question was last seen to go without an answer."""
         self._clock_offset = time.time() - now()
         self._clock_steps = 0
         self._timeouts = 0
@@ -110,7 +115,10 @@ class ChangeFollower:
 
     async def ensure_current(self) -> None:
         """Return when what is remembered may be served; raises ServiceDegraded when neither store can be heard."""
-        if not await self.catch_up() and not self._hears_redis():
+        was_away = self._is_away
+        if await self.catch_up() or self._hears_redis():
+            return
+        if not (was_away and await self._is_back()):
             raise ServiceDegraded("ibex cannot hear its stores, so nobody can be let in.", headers={"Retry-After": "1"})
 
     def changed_since(self, moment: float, ids: Iterable[UUID]) -> bool:
@@ -129,17 +137,27 @@ class ChangeFollower:
             self._reset()
 
     async def run(self) -> NoReturn:
-        """Ask each second, for ever."""
+        """Ask each second, and more often while Postgres is away, for ever."""
         while True:
             began = now()
             await self._polls.run(None, self._ask)
             self._forget_old()
-            await asyncio.sleep(max(0.05, POLL_SECONDS - (now() - began)))
+            interval = AWAY_SECONDS if self._is_away else POLL_SECONDS
+            await asyncio.sleep(max(0.05, interval - (now() - began)))
 
     async def close(self) -> None:
         """Stop asking."""
         await self._polls.close()
         await self._feed.close()
+
+    async def _is_back(self) -> bool:
+        """Whether Postgres answers one more question, which all who wait share: it may be back since the last one."""
+        if now() - self._missed_at < AWAY_SECONDS:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_WAIT):
+                await self._polls.run(None, self._ask)
+        return self.is_current(now())
 
     def _hears_redis(self) -> bool:
         heard, since, pong = self._heard_at, self._subscription.unbroken_since, self._subscription.last_pong_sent_at
@@ -183,6 +201,7 @@ class ChangeFollower:
             self.take(change.kind, change.entity_id)
 
     def _miss(self, reason: str, *, is_timeout: bool = False) -> None:
+        self._missed_at = now()
         self._timeouts += is_timeout
         self._metrics.change_polls_total.labels("failed").inc()
         if not self._is_away and (not is_timeout or self._timeouts >= 2):

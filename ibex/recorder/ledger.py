@@ -16,6 +16,7 @@ from ibex.errors import StoreUnavailable
 log = logging.getLogger("ibex.recorder")
 
 DATABASE_NAME = "recorder.sqlite"
+_LOG_PAGES = 64
 _SCHEMA = """
 create table if not exists marks (
     sink text, segment text, position integer not null, primary key (sink, segment)
@@ -106,6 +107,9 @@ class Ledger:
             database.execute("pragma journal_mode = wal")
             database.execute("pragma synchronous = normal")
             database.execute("pragma secure_delete = on")  # a dead letter that is dropped may be an erased tenant's
+            # By default the log grows to 4 MB and stays: more than a small journal may hold in all.
+            database.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
+            database.execute(f"pragma journal_size_limit = {_LOG_PAGES * 4096}")
             database.executescript(_SCHEMA)
             if database.execute("pragma quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("quick_check failed")

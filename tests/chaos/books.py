@@ -4,20 +4,14 @@ import asyncio
 
 import asyncpg
 
-from ibex.config import Settings, load_settings
+from ibex.config import Settings
 from ibex.domain.identity import DEV_ORG_ID
 from ibex.engines.addresses import resolve_addresses
 from ibex.errors import IbexError
 from ibex.recorder.survey import survey_journal
 from ibex.stores.clickhouse import TraceStore
-from tests.acceptance.conftest import House
-from tests.chaos.conftest import ChaosHouse
+from tests.chaos.houses import ChaosHouse, settings_of
 from tests.chaos.verdict import Books, find_faults
-
-
-def settings_of(house: House) -> Settings:
-    """The settings a house was started with."""
-    return load_settings({name: value for name, value in house.environ.items() if name.startswith("IBEX_")})
 
 
 async def read_books(settings: Settings) -> Books:

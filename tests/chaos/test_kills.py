@@ -4,17 +4,12 @@ import asyncio
 import logging
 import os
 import random
-import signal
 import time
-from contextlib import suppress
 
 import pytest
 
-from ibex.errors import ServerNotRunning
-from ibex.server.status import NodeStatus, request_status
-from tests.acceptance.conftest import House
-from tests.chaos.books import settings_of, settle
-from tests.chaos.conftest import ROUNDS, ChaosHouse
+from tests.chaos.books import settle
+from tests.chaos.houses import ROUNDS, ChaosHouse, kill_node, kill_one
 from tests.chaos.load import End
 
 log = logging.getLogger("chaos")
@@ -26,38 +21,6 @@ WORKERS = ("worker 0", "worker 1", *WHOLE_NODES)
 
 ALLOWED = {"sandbox": {"503 PROVIDER_UNAVAILABLE"}}
 """What a kill may cause besides broken connections."""
-
-
-def node_of(house: House) -> NodeStatus:
-    return request_status(settings_of(house))
-
-
-async def all_up(house: House, restarts: int = 0) -> None:
-    """Wait until every process serves, after at least so many restarts in all."""
-    async with asyncio.timeout(60):
-        while True:
-            with suppress(ServerNotRunning):
-                node = await asyncio.to_thread(node_of, house)
-                if all(entry.is_up for entry in node.processes) and sum(p.restarts for p in node.processes) >= restarts:
-                    return
-            await asyncio.sleep(0.05)
-
-
-async def kill_one(house: House, victim: str) -> None:
-    node = node_of(house)
-    (pid,) = [entry.pid for entry in node.processes if entry.name == victim]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    await all_up(house, sum(entry.restarts for entry in node.processes) + 1)
-
-
-async def kill_node(house: ChaosHouse, victim: str) -> None:
-    """Kill the supervisor alone, or every process at once; then start anew on the same data."""
-    pids = [entry.pid for entry in node_of(house).processes if entry.pid is not None]
-    for pid in pids if victim == "everything" else pids[:1]:
-        os.kill(pid, signal.SIGKILL)
-    await asyncio.to_thread(house.bury)
-    await asyncio.to_thread(house.start_again)
 
 
 def choose_victims() -> list[str]:

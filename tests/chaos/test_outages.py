@@ -17,10 +17,9 @@ from ibex.engines.addresses import resolve_addresses
 from ibex.stores.clickhouse import TraceStore
 from ibex.stores.postgres import Postgres
 from tests.acceptance.conftest import House
-from tests.chaos.books import settings_of, settle
-from tests.chaos.conftest import OUTAGE_SECONDS, ChaosHouse
+from tests.chaos.books import settle
+from tests.chaos.houses import OUTAGE_SECONDS, ChaosHouse, node_of, settings_of
 from tests.chaos.load import End, Kind, Sight
-from tests.chaos.test_kills import node_of
 
 log = logging.getLogger("chaos")
 

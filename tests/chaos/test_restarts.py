@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import House
 from tests.chaos.books import settle
-from tests.chaos.conftest import ChaosHouse
+from tests.chaos.houses import ChaosHouse
 from tests.chaos.load import DONE, Kind
 
 log = logging.getLogger("chaos")
@@ -99,8 +99,26 @@ async def stream(http: aiohttp.ClientSession, house: House, began: asyncio.Event
     return received
 
 
-async def test_a_stop_lets_every_open_stream_end(chaos_house: ChaosHouse) -> None:
+@pytest.mark.timeout(600)
+async def test_a_stop_lets_every_open_stream_end_and_breaks_no_request_it_has_taken(chaos_house: ChaosHouse) -> None:
     house = chaos_house
+    loads = [house.load(clients=4, kinds=WHOLE, is_fresh=is_fresh) for is_fresh in (True, False)]
+    async with asyncio.TaskGroup() as tasks:
+        for load in loads:
+            tasks.create_task(load.run())
+        for _ in range(5 if IS_LONG else 1):
+            await stop_under_streams(house)
+            await asyncio.to_thread(house.start_again)
+        for load in loads:
+            load.stop()
+    failures = sum((load.failures() for load in loads), Counter[str]())
+    log.info("stopped in mid-load: %s", dict(failures))
+    assert {failure.split(": ")[1] for failure in failures} == {"ClientConnectorError"}, "nobody listened, and no more"
+    await settle(house)
+
+
+async def stop_under_streams(house: ChaosHouse) -> None:
+    """End the server while streams are open; all of them must become whole."""
     started = [asyncio.Event() for _ in range(STREAMS)]
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as http, asyncio.TaskGroup() as tasks:
@@ -113,6 +131,3 @@ async def test_a_stop_lets_every_open_stream_end(chaos_house: ChaosHouse) -> Non
     assert all(body.endswith(DONE) for body in bodies)
     contents = [[json.loads(event[6:]) for event in body.split(b"\n\n")[:-2]] for body in bodies]
     assert all(sum(1 for chunk in chunks if chunk["choices"][0]["delta"].get("content")) == 40 for chunks in contents)
-
-    await asyncio.to_thread(house.start_again)
-    await settle(house)

@@ -181,6 +181,32 @@ async def test_hearing_neither_store_stops_everybody_until_one_is_back(door: Doo
     await door.follower.ensure_current()
 
 
+async def test_whoever_would_be_stopped_asks_once_more_since_postgres_may_be_back(door: Door) -> None:
+    await door.lose_postgres()
+    await door.relay.start()
+    asked = door.feed.questions
+    with pytest.raises(ServiceDegraded):
+        await door.follower.ensure_current()
+    assert door.feed.questions == asked, "it has just been asked"
+    door.follower._missed_at -= 1
+
+    await asyncio.gather(*(door.follower.ensure_current() for _ in range(50)))
+
+    assert door.feed.questions == asked + 1
+
+
+async def test_while_it_is_away_postgres_is_asked_more_often(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "POLL_SECONDS", 3600)
+    await door.relay.stop()
+    asked = door.feed.questions
+    run = spawn(door.follower.run(), name="test feed")
+    await eventually(lambda: door.feed.questions >= asked + 4)
+    await door.relay.start()
+    await eventually(lambda: not door.follower.postgres_is_away)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+
+
 async def test_a_subscription_is_worth_nothing_unless_unbroken_since_postgres_answered(door: Door) -> None:
     await door.hear_redis()
     await door.lose_postgres()

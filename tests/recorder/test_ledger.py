@@ -48,6 +48,15 @@ def test_marks_are_each_sinks_own(ledger: Ledger) -> None:
     assert ledger.known_segments() == {"b"}
 
 
+def test_its_files_stay_small_beside_the_smallest_journal(ledger: Ledger, tmp_path: Path) -> None:
+    for number in range(600):
+        batch = Batch((Place(f"segment {number}", 64, 900),), BATCH.recorded_at)
+        ledger.begin("clickhouse", batch)
+        ledger.finish("clickhouse", batch, [])
+        ledger.forget_segments([f"segment {number}"])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 512 << 10
+
+
 def test_a_record_is_put_aside_once_for_each_sink(ledger: Ledger) -> None:
     refusal = Refusal("a", 64, None, "not a turn", b"payload")
     for _ in range(2):
