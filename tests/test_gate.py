@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.gate import running
+from infra.gate import documents, running
 from infra.gate.__main__ import choose, read_arguments
 from infra.gate.checklist import make_checklist
 from infra.gate.proof import HouseLine, LoneLine, Proof, Result, Status, judge
@@ -219,5 +219,16 @@ def test_a_release_needs_a_green_gate_of_this_very_tree(page: Page | None, chang
 
 async def test_every_place_names_the_same_version() -> None:
     proof = await agree()
+
+    assert proof.status is Status.PASS, proof.figure
+
+
+@pytest.mark.parametrize(
+    "prove",
+    [documents.current_state, documents.development_guide, documents.env_example],
+    ids=lambda prove: prove.__name__,
+)
+async def test_the_documents_that_the_gate_asks_for_are_there(prove: Callable[[], Awaitable[Proof]]) -> None:
+    proof = await prove()
 
     assert proof.status is Status.PASS, proof.figure
