@@ -96,6 +96,22 @@ def read_text(text: str | None, file: Path | None) -> str:
     return _decode(sys.stdin.buffer.read(), "standard input")
 
 
+def read_bearer(source: str) -> str:
+    """A bearer in a file, or with `-` on standard input, where a terminal asks for it unseen.
+
+    Never as the argument itself: those are for everybody on the machine to read, and shells remember them.
+    """
+    if source.startswith("ibex_"):
+        raise typer.BadParameter("A token does not belong on a command line: name the file it is in, or - for stdin.")
+    if source != "-":
+        return _decode(_read_file(Path(source)), source).strip()
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        return getpass("Token: ").strip()
+    return _decode(sys.stdin.buffer.read(), "standard input").strip()
+
+
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -6,10 +6,11 @@ from uuid import UUID
 
 import typer
 
+from ibex.domain.delegation import Wish
 from ibex.domain.identity import PERMISSION_SETS, AgentId, OrgId, Permission, TokenId, UserId, permission_names
 from ibexctl import arguments
 from ibexctl.command import command, group
-from ibexctl.identity import AgentFilter, OrgFilter, OrgOption, listing
+from ibexctl.identity import AgentFilter, OrgFilter, listing
 from ibexctl.operation import change, operate
 from ibexctl.output import Answer, Fields, Table, View
 
@@ -38,9 +39,18 @@ _SHOWN_ONCE = "The token is shown this once: put it where secrets are kept."
 _A_TOKEN = "ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d"  # noqa: S105 - a prefix, for the examples
 
 
-@command(app, "mint", example="ibexctl token mint --org acme --expires-in 30d")
+_MINT_EXAMPLE = """\
+ibexctl token mint --org acme --expires-in 30d
+ibexctl token mint --org acme --permissions Admin --name ci
+ibexctl token mint --as-token /run/secrets/ibex-admin --expires-in 1h"""
+
+
+@command(app, "mint", example=_MINT_EXAMPLE)
 def mint(
-    org: OrgOption,
+    org: Annotated[
+        str | None,
+        typer.Option("--org", metavar="ORG", help="An organization's id, or its name; needed without --as-token."),
+    ] = None,
     agent: Annotated[
         UUID | None,
         typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="Bind it to this agent alone."),
@@ -65,15 +75,36 @@ def mint(
         ),
     ] = arguments.DEFAULT_PERMISSIONS,  # type: ignore[assignment]  # typer parses the default as it does a value
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the token is for.")] = "token",
+    as_token: Annotated[
+        str | None,
+        typer.Option(
+            "--as-token", metavar="FILE", help="Mint as the token in this file; - is standard input, asked for unseen."
+        ),
+    ] = None,
 ) -> Answer:
-    """Mint a token. It is shown once, now: ibex keeps only its digest."""
+    """Mint a token. It is shown once, now: ibex keeps only its digest.
+
+    The operator may give whatever there is. With --as-token the new token is no wider than the one that mints it, which
+    must have the permission TOKEN_CREATE: some of its permissions, its organization and user, its agent if it is bound
+    to one, and no longer a life. The audit event then names it.
+    """
+    if org is None and as_token is None:
+        raise typer.BadParameter("Name the organization by --org, or mint --as-token.")
+    minter = None if as_token is None else arguments.read_bearer(as_token)
+    agent_id = None if agent is None else AgentId(agent)
+    user_id = None if user is None else UserId(user)
 
     async def act(operator: "Operator") -> tuple[dict[str, Any], str]:
+        if minter is not None:
+            org_id = None if org is None else await operator.directory.find_org(org)
+            wish = Wish(permissions, org_id, user_id, agent_id, expires_in)
+            accepts_dev_token = operator.settings.is_development
+            return await operator.identity.mint_token_by(minter, wish, name=name, accepts_dev_token=accepts_dev_token)
         return await operator.identity.mint_token(
-            await operator.directory.find_org(org),
+            await operator.directory.find_org(str(org)),
             name=name,
-            agent=None if agent is None else AgentId(agent),
-            user=None if user is None else UserId(user),
+            agent=agent_id,
+            user=user_id,
             permissions=permissions,
             expires_in=expires_in,
         )

@@ -1,7 +1,7 @@
 """The frame of every operator's change: one transaction with its audit event, and the changes it will be known by."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -36,11 +36,27 @@ class AuditedStore:
     async def _audit(
         self, connection: Connection, action: str, kind: str, entity_id: UUID, org_id: UUID, **details: object
     ) -> None:
-        """Note who did what, in the transaction of the deed. Details never hold a secret or a text of a prompt."""
+        """Note what the operator did, in the transaction of the deed.
+
+        Details never hold a secret or a text of a prompt.
+        """
+        await self._note(connection, self._actor, action, kind, entity_id, org_id, details)
+
+    async def _note(
+        self,
+        connection: Connection,
+        actor: str,
+        action: str,
+        kind: str,
+        entity_id: UUID,
+        org_id: UUID,
+        details: Mapping[str, object],
+    ) -> None:
+        """The same of somebody else, such as a token (by its prefix)."""
         await connection.execute(
             "insert into ibex_core.audit_events (org_id, actor, action, entity_kind, entity_id, details)"
             " values ($1, $2, $3, $4, $5, $6::jsonb)",
-            *(org_id, self._actor, action, kind, entity_id, json.dumps(details, default=str)),
+            *(org_id, actor, action, kind, entity_id, json.dumps(details, default=str)),
         )
 
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Literal
 from uuid import UUID, uuid4
 
+from ibex.domain.delegation import Wish, check_delegation
 from ibex.domain.identity import (
     PROXY_CHAT,
     AgentId,
@@ -18,6 +19,7 @@ from ibex.domain.identity import (
 from ibex.errors import OperatorError, UnknownEntity
 from ibex.stores.audit import AuditedStore, Row, plain, write
 from ibex.stores.identity_statements import LOCK_PREDECESSOR, MINT, REVOKE_MANY, REVOKE_ONE, SET_STATUS, SHORTEN
+from ibex.stores.minters import find_minter
 from ibex.stores.postgres import Connection
 
 StatusKind = Literal["organization", "user", "agent"]
@@ -141,9 +143,35 @@ class IdentityAdmin(AuditedStore):
             user_id = await _find_user(connection, org, user)
             row = await write(
                 *(connection, MINT, token.token_id, org, user_id, agent, name, f"{_PREFIX}{token.token_id}"),
-                *(token.digest, int(permissions), expires_in),
+                *(token.digest, int(permissions), expires_in, None),
             )
             await self._audit_minting(connection, row)
+        return row, token.bearer
+
+    async def mint_token_by(
+        self, bearer: str, wish: Wish, *, name: str = "", accepts_dev_token: bool = False
+    ) -> tuple[Row, str]:
+        """Mint a token as another one, which is no wider than that: its row and its bearer.
+
+        Raises OperatorError when the bearer is no valid token, or may not pass on what is wished; the audit event names
+        it. What is not wished is as the minter's; so is the last moment at which the new token can expire.
+        """
+        name = name or "token"
+        _check_name(name)
+        token = mint_token()
+        async with self._changing() as connection:
+            minter, last_moment = await find_minter(connection, bearer, accepts_dev_token=accepts_dev_token)
+            check_delegation(minter, wish)
+            agent_id = wish.agent_id or minter.agent_id
+            if agent_id is not None:
+                await _check_agent(connection, minter.org_id, agent_id)
+            row = await write(
+                *(connection, MINT, token.token_id, minter.org_id, minter.user_id, agent_id),
+                *(name, f"{_PREFIX}{token.token_id}", token.digest, int(wish.permissions)),
+                *(wish.expires_in, last_moment),
+            )
+            actor, about = f"{_PREFIX}{minter.token_id}", ("mint", "token", row["token_id"], row["org_id"])
+            await self._note(connection, actor, *about, _describe(row))
         return row, token.bearer
 
     async def rotate_token(
@@ -167,7 +195,7 @@ class IdentityAdmin(AuditedStore):
             row = await write(
                 *(connection, MINT, successor.token_id, old["org_id"], old["user_id"], old["agent_id"]),
                 *(old["name"], f"{_PREFIX}{successor.token_id}", successor.digest, old["permissions"]),
-                old["lifetime"] if expires_in is None else expires_in,
+                *(old["lifetime"] if expires_in is None else expires_in, None),
             )
             ending = await write(connection, SHORTEN, token_id, grace)
             await self._audit_minting(connection, row, rotated_from=token_id)
@@ -201,14 +229,18 @@ class IdentityAdmin(AuditedStore):
             ]
 
     async def _audit_minting(self, connection: Connection, row: Row, **details: object) -> None:
-        described = {name: row[name] for name in ("user_id", "agent_id", "permissions", "expires_at")}
-        await self._audit(connection, "mint", "token", row["token_id"], row["org_id"], **described, **details)
+        await self._audit(connection, "mint", "token", row["token_id"], row["org_id"], **_describe(row), **details)
 
     async def _revoke(self, connection: Connection, statement: str, *values: UUID | None) -> list[Row]:
         rows = await connection.fetch(statement, *values)
         for row in rows:
             await self._audit(connection, "revoke", "token", row["token_id"], row["org_id"])
         return [plain(row) for row in rows]
+
+
+def _describe(token: Row) -> Row:
+    """What an audit event says of a token that was minted."""
+    return {name: token[name] for name in ("user_id", "agent_id", "permissions", "expires_at")}
 
 
 def _check_name(name: str) -> None:

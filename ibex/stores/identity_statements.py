@@ -8,9 +8,23 @@ SET_STATUS = {
 
 MINT = """
 insert into ibex_core.tokens (token_id, org_id, user_id, agent_id, name, prefix, digest, permissions, expires_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + $9::interval)
+values ($1, $2, $3, $4, $5, $6, $7, $8, least(clock_timestamp() + $9::interval, $10::timestamptz))
 returning *
 """
+"""`least` passes over nulls: without a span and a last moment the token never expires."""
+
+LOCK_MINTER = """
+select t.token_id, t.org_id, t.user_id, t.agent_id, t.permissions, t.digest, t.expires_at,
+       t.expires_at - clock_timestamp() as expires_in,
+       t.revoked_at is null and coalesce(t.expires_at > clock_timestamp(), true)
+       and o.status = 'active' and u.status = 'active' and coalesce(a.status, 'active') = 'active' as is_valid
+from ibex_core.tokens as t
+join ibex_core.organizations as o using (org_id)
+join ibex_core.users as u on u.org_id = t.org_id and u.user_id = t.user_id
+left join ibex_core.agents as a on a.org_id = t.org_id and a.agent_id = t.agent_id
+where t.token_id = $1 for no key update of t
+"""
+"""A revocation waits for the token that is being minted, or is seen by it."""
 
 LOCK_PREDECESSOR = """
 select org_id, user_id, agent_id, name, permissions, expires_at - created_at as lifetime,
