@@ -15,30 +15,42 @@ if TYPE_CHECKING:
     from grpc import ChannelCredentials
 
 TRACES_PATH = "/v1/traces"
+MAX_REASON = 300
+"""Characters of a reason that is logged."""
 
 
-class LastWords(logging.Handler):
-    """What the exporters' library said last: why a batch was refused. It goes nowhere else; it would repeat itself."""
+class FirstWords(logging.Handler):
+    """Why a batch did not arrive: what the exporters' library said first of it. Then it only says that it gave up.
+
+    Its lines go nowhere else: there is one for every try.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.text = "unknown"
+        self._is_listening = True
+
+    def listen(self) -> None:
+        """Another batch is tried."""
+        self._is_listening = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by the exporter's thread."""
-        self.text = " ".join(record.getMessage().split())[:200]
+        if self._is_listening:
+            self.text = " ".join(record.getMessage().split())[:MAX_REASON]
+            self._is_listening = False
 
 
-_last_words = LastWords()
+_first_words = FirstWords()
 
 
-def listen_to_exporters() -> LastWords:
+def listen_to_exporters() -> FirstWords:
     """Take over the exporters' own log lines, which come once a try."""
     logger = logging.getLogger("opentelemetry.exporter")
-    logger.handlers[:] = [_last_words]
+    logger.handlers[:] = [_first_words]
     logger.setLevel(logging.WARNING)
     logger.propagate = False
-    return _last_words
+    return _first_words
 
 
 def open_exporter(settings: Settings) -> SpanExporter:

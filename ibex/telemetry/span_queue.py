@@ -38,7 +38,7 @@ class SpanQueue:
         self._exported, self._failed, self._dropped = (
             metrics.otel_spans_total.labels(result) for result in ("exported", "failed", "dropped")
         )
-        self._last_words = listen_to_exporters()
+        self._first_words = listen_to_exporters()
         self._is_losing = False
         self._is_over = False
         """From then on the thread, should it still wait for the collector, counts and says nothing more."""
@@ -85,9 +85,10 @@ class SpanQueue:
         return batch
 
     def _export(self, batch: list[ReadableSpan]) -> None:
+        self._first_words.listen()
         try:
             is_exported = self._exporter.export(batch) is SpanExportResult.SUCCESS
-            reason = self._last_words.text
+            reason = self._first_words.text
         except Exception as error:  # noqa: BLE001 - whatever a library raises must not end the thread
             is_exported, reason = False, type(error).__name__
         if self._is_over:

@@ -65,6 +65,11 @@ class RequestTrace:
         """What a sampled request's reply said of itself."""
 
     @property
+    def has_parent(self) -> bool:
+        """Whether the trace began at the caller."""
+        return bool(self.parent_span_id)
+
+    @property
     def trace_id_hex(self) -> str:
         """As `X-Trace-ID` shows it."""
         return f"{self.trace_id:032x}"

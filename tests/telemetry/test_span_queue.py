@@ -11,7 +11,7 @@ import pytest
 
 from ibex.config import Settings
 from ibex.telemetry import Metrics
-from ibex.telemetry.exporters import open_exporter
+from ibex.telemetry.exporters import listen_to_exporters, open_exporter
 from ibex.telemetry.span_queue import MAX_WAITING, SpanQueue
 from ibex.telemetry.spans import SpanMaker
 from ibex.telemetry.stages import StageClock
@@ -68,7 +68,7 @@ async def test_a_collector_that_is_away_is_said_once_each_way(
     assert counts(metrics) == {"exported": 1, "failed": 2, "dropped": 0}
     lost, again = caplog.records
     assert (lost.message, again.message) == ("spans are lost", "spans reach the collector again")
-    assert lost.reason != "unknown"
+    assert lost.reason.startswith("Failed to export ")
 
 
 @pytest.mark.parametrize("protocol", RECEIVERS)
@@ -122,3 +122,16 @@ async def test_a_refusal_says_its_status_and_never_a_header(caplog: pytest.LogCa
     (lost,) = caplog.records
     assert "401" in lost.reason
     assert "s3cret" not in caplog.text
+
+
+def test_the_reason_is_what_the_library_said_first_of_a_batch() -> None:
+    words, library = listen_to_exporters(), logging.getLogger("opentelemetry.exporter.some.of.them")
+    words.listen()
+    library.warning("Transient error %s,\n retrying", "Connection refused" + "!" * 400)
+    library.error("Failed due to timeout")
+
+    assert words.text.startswith("Transient error Connection refused!")
+    assert len(words.text) == 300
+    words.listen()
+    library.error("Failed, code: 401")
+    assert words.text == "Failed, code: 401"

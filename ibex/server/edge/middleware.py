@@ -27,6 +27,9 @@ from ibex.telemetry.metrics import CounterChild, HistogramChild
 
 log = logging.getLogger("ibex.server")
 
+PROBES = frozenset({"health", "ready", "metrics"})
+"""Routes that machines ask every few seconds: they leave spans only where their caller traces them."""
+
 
 class Middleware:
     """Takes each request from its connection, has its route answer it, and sees to what all requests share."""
@@ -150,10 +153,11 @@ class Middleware:
         if clock.first_byte_out is not None and route == "chat":
             overhead = clock.first_byte_out - clock.started - clock.seconds(Stage.PROVIDER)
             (self._stream_overhead if reply.is_stream else self._json_overhead).observe(max(0.0, overhead))
-        if inbound.trace is not None and self._tracing.keeps(inbound.trace, int(status)):
+        trace = inbound.trace
+        if trace is not None and self._tracing.keeps(trace, int(status)) and (route not in PROBES or trace.has_parent):
             template = self._routes.template_of(inbound.head.path)
             request = RequestFacts(method, template, int(status), reply.error_code, inbound.request_id)
-            self._tracing.record(inbound.trace, clock, request)
+            self._tracing.record(trace, clock, request)
         if self._access_log.is_enabled:
             facts = _access_facts(inbound, reply, route, method, status, elapsed)
             self._access_log.write(clock.wall_started + elapsed, facts)

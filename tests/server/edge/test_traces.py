@@ -109,6 +109,17 @@ async def test_a_failure_is_kept_though_nothing_is_sampled(
     assert told_provider(edge)["traceparent"] == f"00-{trace_id}-{call.span_id.hex()}-02"
 
 
+@pytest.mark.parametrize("edge", [{**NO_CHANCE[0], "otel_sample_ratio": 1.0}], indirect=True)
+async def test_probes_leave_spans_only_where_their_caller_traces_them(edge: Edge, receiver: Receiver) -> None:
+    for path, given in (("/health", {}), ("/ready", {}), ("/health", {"traceparent": PARENT}), ("/nowhere", {})):
+        async with edge.http.get(edge.url + path, headers=given):
+            pass
+    await edge.server.close()
+
+    assert sorted(span.name for span in receiver.spans) == ["GET", "GET /health"]
+    assert edge.metrics.otel_spans_total.labels("exported").value == 2
+
+
 @pytest.mark.parametrize("edge", NO_CHANCE, indirect=True)
 async def test_the_time_a_failing_provider_takes_is_not_ibexs_own(edge: Edge) -> None:
     await edge.chat(sandbox={"status": 500, "delay_ms": 300})
