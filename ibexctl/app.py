@@ -18,6 +18,7 @@ from ibexctl import (
     migrate,
     org_data,
     reconcile,
+    recorder,
     reload,
     serve,
     sessions,
@@ -80,6 +81,7 @@ def version() -> Answer:
 serve.register(app)
 status.register(app)
 top.register(app)
+recorder.register(app)
 reload.register(app)
 reconcile.register(app)
 smoke.register(app)

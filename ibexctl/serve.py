@@ -1,6 +1,7 @@
 """`ibexctl serve`: the server in the foreground, and what it says when it is ready."""
 
 import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,6 +42,10 @@ def serve(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, max=128, help="Worker processes (IBEX_WORKERS).")
     ] = None,
+    has_recorder: Annotated[
+        bool,
+        typer.Option("--recorder/--no-recorder", help="Whether to deliver the journal; else ibexctl recorder does."),
+    ] = True,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then let what is under way finish; a second one does not wait.
 
@@ -60,6 +65,7 @@ def serve(
         on_progress=note,
         on_ready=announce,
         reload=lambda: read_settings(host=host, port=port, workers=workers),
+        has_recorder=has_recorder,
     )
     for line in describe_stop(result):
         note(line)
@@ -70,7 +76,7 @@ def serve(
 def describe(node: "NodeStatus", settings: "Settings") -> Answer:
     """What runs, where its data lies, how to try it: the only place where the development token is printed."""
     is_sandbox = node.llm_mode == "sandbox"
-    stores = {store: _describe_store(settings, *names) for store, names in _STORES.items()}
+    stores = describe_stores(settings, _STORES)
     data = {
         "url": node.url,
         "metrics_url": node.metrics_url,
@@ -128,6 +134,11 @@ def try_line(url: str) -> str:
     )
     lines = [shlex.join(words), *(shlex.join(("-H", header)) for header in headers), shlex.join(("-d", body))]
     return " \\\n  ".join(lines)
+
+
+def describe_stores(settings: "Settings", names: Iterable[str]) -> dict[str, str]:
+    """Where each of these stores is, without its secrets."""
+    return {name: _describe_store(settings, *_STORES[name]) for name in names}
 
 
 def _describe_store(settings: "Settings", field: str, embedded: str) -> str:

@@ -10,6 +10,7 @@ from ibexctl.operation import read_settings
 from ibexctl.output import Answer, Fields, Table
 
 if TYPE_CHECKING:
+    from ibex.config import Settings
     from ibex.server.status import NodeStatus, ProcessStatus
 
 _SUMMED_UP = {"pending_turns", "oldest_seconds", "journal_bytes", "dead_letters"}
@@ -45,7 +46,7 @@ def status() -> Answer:
         "uptime": format_span(node.uptime_seconds),
         "engines": node.engines or "none: every store is given by its address",
         "in_flight": in_flight,
-        "journal": _describe_journal(node.processes),
+        "journal": _describe_journal(node.processes, settings),
     }
     rows = [
         (
@@ -70,16 +71,27 @@ def _describe_state(node: "NodeStatus", in_flight: int) -> str:
     return f"{node.stop.doing}, {in_flight:,} in flight, {node.stop.seconds_left:.0f} s left"
 
 
-def _describe_journal(processes: "Iterable[ProcessStatus]") -> str:
+def _describe_journal(processes: "Iterable[ProcessStatus]", settings: "Settings") -> str:
     """What the recorder last said of the turns that wait for delivery."""
     facts = next((process.facts for process in processes if process.name == "recorder"), None)
+    if facts is None:
+        return _describe_lone_recorder(settings)
     if not facts:  # it reports each second
-        return "no recorder runs here" if facts is None else "the recorder has not said yet"
+        return "the recorder has not said yet"
     waiting = f"{facts['pending_turns']:,.0f} turns wait"
     if facts["pending_turns"]:
         waiting += f", the oldest for {format_span(facts['oldest_seconds'])}"
     refused = f", {facts['dead_letters']:,.0f} refused by a store" if facts["dead_letters"] else ""
     return f"{waiting}, {format_bytes(int(facts['journal_bytes']))}{refused}"
+
+
+def _describe_lone_recorder(settings: "Settings") -> str:
+    from ibex.recorder.lock import find_recorder
+
+    pid = find_recorder(settings.journal_dir)
+    if pid is None:
+        return "NOBODY DELIVERS IT: this server was started with --no-recorder; start `ibexctl recorder`"
+    return f"delivered by process {pid} (`ibexctl recorder`); `ibexctl journal status` shows what waits"
 
 
 def format_span(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -14,7 +15,7 @@ from ibex.recorder.backlog import Backlog
 from ibex.recorder.delivery import Delivery, slowest_position
 from ibex.recorder.erasure import forget_erased
 from ibex.recorder.ledger import Ledger
-from ibex.recorder.lock import lock_journal
+from ibex.recorder.lock import find_recorder, lock_journal
 from ibex.recorder.retention import expire_checkpoints
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
@@ -30,6 +31,8 @@ log = logging.getLogger("ibex.recorder")
 _HOUSEKEEPING_SECONDS = 1.0
 _LAST_DELIVERY_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
+_PREDECESSOR_SECONDS = 10.0
+"""How long the recorder that this one replaces may take to leave the journal before it is worth a line."""
 
 
 class Recorder:
@@ -141,7 +144,11 @@ async def _deliver(delivery: Delivery, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def _sole_recorder(directory: Path, stop: asyncio.Event) -> AsyncIterator[bool]:
     """Hold the journal's recorder lock, which dies with the process; False when stopped before it was free."""
+    began, is_said = time.monotonic(), False
     while (fd := lock_journal(directory)) is None:
+        if not is_said and time.monotonic() - began > _PREDECESSOR_SECONDS:
+            is_said = True
+            log.warning("waiting: another recorder has this journal", extra={"pid": find_recorder(directory)})
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _LOCK_POLL_SECONDS)
         if stop.is_set():

@@ -35,15 +35,24 @@ async def prepare_databases(settings: Settings, addresses: StoreAddresses) -> No
     applied = await migrate_embedded(settings, addresses)
     if applied:
         log.info("migrated", extra={"applied": ", ".join(applied)})
+    if settings.postgres_dsn.get_secret_value() == EMBEDDED and settings.is_development:
+        await seed_development(addresses.postgres_admin)
+    await check_record_stores(settings, addresses)
+    if not settings.is_development:
+        await _refuse_forgetful_redis(settings, addresses.redis)
+
+
+async def check_record_stores(settings: Settings, addresses: StoreAddresses) -> None:
+    """Check Postgres and ClickHouse, where turns are recorded, without changing them.
+
+    Raises as `prepare_databases` does.
+    """
     if settings.postgres_dsn.get_secret_value() != EMBEDDED:
         await _wait_for("Postgres", lambda: check_schema(addresses.postgres))
-    elif settings.is_development:
-        await seed_development(addresses.postgres_admin)
     if settings.clickhouse_dsn.get_secret_value() != EMBEDDED:
         await _check_clickhouse(addresses.clickhouse)
     if not settings.is_development:
         await _wait_for("Postgres", lambda: _refuse_unsafe_postgres(addresses.postgres))
-        await _refuse_forgetful_redis(settings, addresses.redis)
 
 
 async def _check_clickhouse(dsn: str) -> None:

@@ -46,8 +46,8 @@ class NodeMetrics:
 class MetricsEndpoint:
     """/metrics on an address of its own, outside development."""
 
-    def __init__(self, metrics: NodeMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, render: Callable[[], bytes]) -> None:
+        self._render = render
         self._runner: web.AppRunner | None = None
         self.url: str | None = None
 
@@ -75,4 +75,4 @@ class MetricsEndpoint:
             await self._runner.cleanup()
 
     async def _answer(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=self._render(), headers={"Content-Type": CONTENT_TYPE})

@@ -51,13 +51,12 @@ def read_backlog(metrics: Metrics) -> dict[str, float]:
     }
 
 
-async def serve(settings: Settings, control_fd: int | None) -> int:
-    """Record until told to end; answers the exit code. Without a control socket it is a service of its own."""
+async def serve(settings: Settings, control_fd: int) -> int:
+    """Record until told to end; answers the exit code."""
     metrics = Metrics()
     control = Control(metrics)
     lifeline = Lifeline(control, DRAIN_SECONDS)
-    if control_fd is not None:
-        await control.connect(control_fd)
+    await control.connect(control_fd)
     try:
         async with open_recorder(settings, metrics=metrics) as (recorder, traces):
             clickhouse = StoreWatch(traces)
@@ -82,10 +81,10 @@ async def serve(settings: Settings, control_fd: int | None) -> int:
 
 
 def main() -> int:
-    """The process's entry: `python -m ibex.server.recorder [--control FD --parent PID]`."""
+    """The process's entry: `python -m ibex.server.recorder --control FD --parent PID`."""
     parser = argparse.ArgumentParser(prog="ibex.server.recorder")
-    parser.add_argument("--control", type=int)
-    parser.add_argument("--parent", type=int)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     begin_process("recorder", parent=arguments.parent)
     settings = load_settings()

@@ -67,7 +67,7 @@ class Supervisor:
         self._started = time.monotonic()
         self._start_seconds: float | None = None
         self._metrics = NodeMetrics(self._liveness)
-        self._endpoint = MetricsEndpoint(self._metrics)
+        self._endpoint = MetricsEndpoint(self._metrics.render)
         self._engines = EmbeddedEngines(settings)
         self._watches: list[EngineWatch] = []
         self._watchdog = Watchdog(self._children, lambda: self._launcher.settings.watchdog_seconds)

@@ -153,6 +153,17 @@ async def settings(data_dir: Path, postgres_database: Any, redis_url: str, click
 
 
 @pytest.fixture
+async def headers(postgres_database: Any) -> dict[str, str]:
+    """What an agent of a server on `settings` presents."""
+    owner = await Postgres.connect(postgres_database.admin_dsn, name="tests")
+    try:
+        tenant = await make_tenant(IdentityAdmin(owner), "Tenant")
+    finally:
+        await owner.close()
+    return {"Authorization": f"Bearer {tenant.bearer}", "X-IBEX-Agent-ID": str(tenant.agent_id)}
+
+
+@pytest.fixture
 def production(settings: Settings) -> Settings:
     """The same outside development."""
     return settings.model_copy(update={"env": "production", "metrics_port": 0})

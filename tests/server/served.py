@@ -1,4 +1,4 @@
-"""`ibexctl serve` as a process of its own on the session's stores, and what a client gets from it on the wire."""
+"""`ibexctl serve` and its like as processes of their own on the session's stores, and what a client gets of them."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ibex.config import Settings, child_environment
+from ibex.sandbox import Sandbox
 from tests.server.nodes import is_alive
 
 _PASSING = re.compile(rb'"(id|created)":("[^"]*"|\d+)')
@@ -20,7 +21,7 @@ _PASSING = re.compile(rb'"(id|created)":("[^"]*"|\d+)')
 
 @dataclass
 class Served:
-    """A server that runs, or ran."""
+    """A program that serves, or served."""
 
     process: asyncio.subprocess.Process
     facts: dict[str, Any]
@@ -32,7 +33,7 @@ class Served:
 
     @property
     def pids(self) -> list[int]:
-        return [process["pid"] for process in self.facts["processes"]]
+        return [process["pid"] for process in self.facts.get("processes", [self.facts])]
 
     async def stop(self) -> tuple[int, str]:
         """SIGTERM; the exit code, and what it said on standard error."""
@@ -48,15 +49,27 @@ class Served:
         return self.process.returncode, errors.decode()
 
 
-@asynccontextmanager
-async def served(settings: Settings, *arguments: str) -> AsyncIterator[Served]:
-    """Run `ibexctl serve --json` until it was stopped, or is killed at the end."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ibexctl", "serve", "--json", *arguments),
-        env={**child_environment(settings, with_provider_keys=True), "IBEX_PORT": "0"},
+async def start(settings: Settings, *arguments: str) -> asyncio.subprocess.Process:
+    """Start `ibexctl` with these arguments and settings."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ibexctl", *arguments),
+        env={**child_environment(settings, with_provider_keys=True), "IBEX_PORT": str(settings.port)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def run(settings: Settings, *arguments: str) -> tuple[int | None, str, str]:
+    """Run `ibexctl` to its end; its exit code, and what it printed on each of its outputs."""
+    process = await start(settings, *arguments)
+    said, errors = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, said.decode(), errors.decode()
+
+
+@asynccontextmanager
+async def served(settings: Settings, *arguments: str) -> AsyncIterator[Served]:
+    """Run `ibexctl serve --json`, or what the arguments say, until it was stopped, or is killed at the end."""
+    process = await start(settings, *(arguments or ("serve",)), "--json")
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), 60)
@@ -66,6 +79,11 @@ async def served(settings: Settings, *arguments: str) -> AsyncIterator[Served]:
         if process.returncode is None:
             process.kill()
             await process.communicate()
+
+
+def with_upstream(settings: Settings, sandbox: Sandbox) -> Settings:
+    """The same with this provider, and with limits out of the way."""
+    return settings.model_copy(update={"openai_base_url": sandbox.base_url, "rate_limit_rpm": 100_000})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,29 +5,14 @@ import json
 from typing import Any
 
 import asyncpg
-import pytest
 
 from ibex.config import Secret, Settings
 from ibex.recorder.survey import survey_journal
 from ibex.sandbox import Sandbox
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
 from tests.conftest import PostgresDatabase, run_clickhouse
-from tests.server.served import ask, served
-from tests.tenants import make_tenant
+from tests.server.served import ask, served, with_upstream
 
 STREAMS = 200
-
-
-@pytest.fixture
-async def headers(postgres_database: PostgresDatabase) -> dict[str, str]:
-    """What an agent presents."""
-    owner = await Postgres.connect(postgres_database.admin_dsn, name="tests")
-    try:
-        tenant = await make_tenant(IdentityAdmin(owner), "Tenant")
-    finally:
-        await owner.close()
-    return {"Authorization": f"Bearer {tenant.bearer}", "X-IBEX-Agent-ID": str(tenant.agent_id)}
 
 
 def a_stream(**controls: Any) -> dict[str, Any]:
@@ -47,7 +32,7 @@ async def test_200_open_streams_end_byte_for_byte_as_without_the_stop(
     body = a_stream(events=16, gap_ms=150)
     async with Sandbox.serve() as sandbox:
         expected = (await ask(sandbox.base_url, {}, body)).lasting_events
-        async with served(upstream(settings, sandbox)) as server:
+        async with served(with_upstream(settings, sandbox)) as server:
             began = [asyncio.Event() for _ in range(STREAMS)]
             async with asyncio.TaskGroup() as tasks:
                 streams = [tasks.create_task(ask(server.url, headers, body, event)) for event in began]
@@ -74,7 +59,7 @@ async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
     settings: Settings, headers: dict[str, str]
 ) -> None:
     async with Sandbox.serve() as sandbox:
-        hasty = upstream(settings, sandbox).model_copy(
+        hasty = with_upstream(settings, sandbox).model_copy(
             update={"shutdown_timeout": 0.5, "workers": 1, "clickhouse_dsn": Secret("http://127.0.0.1:9/nowhere")}
         )
         async with served(hasty) as server, asyncio.TaskGroup() as tasks:
@@ -91,8 +76,3 @@ async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
     assert cut.strip() == "worker 0: 3 streams"
     assert journal == "The journal keeps 3 turns for the next start to deliver."
     assert not any(stream.result().wire.endswith(b"0\r\n\r\n") for stream in endless)
-
-
-def upstream(settings: Settings, sandbox: Sandbox) -> Settings:
-    """The same with this provider, and with limits out of the way."""
-    return settings.model_copy(update={"openai_base_url": sandbox.base_url, "rate_limit_rpm": 100_000})
