@@ -15,18 +15,26 @@ from tests.network.conftest import Cluster, Node
 from tests.tenants import Tenant
 
 
-def ask(
-    http: aiohttp.ClientSession, node: Node, tenant: Tenant, **body: Any
-) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-    """One completion, in the one session of the test, to be entered."""
-    headers = {
+def headers_of(tenant: Tenant) -> dict[str, str]:
+    """What the tenant's agent presents, in the one session of a test."""
+    return {
         "Authorization": f"Bearer {tenant.bearer}",
         "X-IBEX-Agent-ID": str(tenant.agent_id),
         "X-IBEX-Session-ID": "s-1",
     }
+
+
+def make_chat(**changes: Any) -> dict[str, Any]:
+    """A chat's body."""
     message = {"role": "user", "content": "Reply with exactly: hello"}
-    body = {"model": "gpt-4o-mini", "messages": [message], **body}
-    return http.post(f"{node.url}/v1/chat/completions", json=body, headers=headers)
+    return {"model": "gpt-4o-mini", "messages": [message], **changes}
+
+
+def ask(
+    http: aiohttp.ClientSession, node: Node, tenant: Tenant, **changes: Any
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    """One completion, to be entered."""
+    return http.post(f"{node.url}/v1/chat/completions", json=make_chat(**changes), headers=headers_of(tenant))
 
 
 async def chat(http: aiohttp.ClientSession, node: Node, tenant: Tenant) -> tuple[int, Any, str]:

@@ -213,9 +213,9 @@ def _cluster() -> Iterator[Cluster]:
         yield Cluster(network, stores, disk, *nodes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Everything, running; skipped where no namespace can be made."""
+    """Everything, running, for tests that leave both nodes as they were; skipped where no namespace can be made."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
