@@ -10,6 +10,9 @@ LANGUAGES_OF_COMMANDS = {"console", "sh", "bash"}
 
 OWN_SERVERS = "needs servers of one's own and their superuser"
 OTHER_PROGRAM = "needs another program, installed from a network"
+CONTAINERS = "needs a container engine; the page says how the image was tried"
+MACHINE = "changes the machine it runs on; the page says how the units were tried"
+CLUSTER = "needs a cluster; the page says how the chart was tried"
 MINUTES = "takes minutes and a quiet machine; tests/ibexctl/test_bench.py runs the scenarios for seconds"
 
 CLI_PAGE = "tests/acceptance/test_cli_page.py"
@@ -50,6 +53,15 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/cli.md", "git show HEAD:directive.txt"): "needs a repository that holds the directive",
     ("docs/observability.md", "curl "): OTHER_PROGRAM,
     ("docs/observability.md", "export OTEL_"): OTHER_PROGRAM,
+    ("docs/deployment.md", "docker "): CONTAINERS,
+    ("docs/deployment.md", "python3.11 -m venv /opt/ibex"): MACHINE,
+    ("docs/deployment.md", "/opt/ibex/bin/pip"): MACHINE,
+    ("docs/deployment.md", "cp infra/systemd/"): MACHINE,
+    ("docs/deployment.md", "install "): MACHINE,
+    ("docs/deployment.md", "systemd-sysusers"): MACHINE,
+    ("docs/deployment.md", "systemctl "): MACHINE,
+    ("docs/deployment.md", "helm "): CLUSTER,
+    ("docs/deployment.md", "kubectl "): CLUSTER,
     ("docs/operations.md", "psql "): OWN_SERVERS,
     ("docs/performance.md", "ibexctl bench"): MINUTES,
     ("docs/performance.md", "pip install py-spy"): OTHER_PROGRAM,
