@@ -210,4 +210,5 @@ def test_every_setting_has_one_line_of_help_and_a_name() -> None:
     for field, info in Settings.model_fields.items():
         assert info.description
         assert environment_names(field)[0].startswith("IBEX_")
-        assert is_secret(field) == ("dsn" in field or "key" in field or field in {"redis_url", "https_proxy", "otel_headers"})
+        secrets = {"redis_url", "https_proxy", "otel_headers"}
+        assert is_secret(field) == ("dsn" in field or field.endswith("api_key") or field in secrets)
