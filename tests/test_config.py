@@ -172,6 +172,7 @@ def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch) -> No
         openai_api_key=Secret(KEY),
         openai_models=("a", "b*"),
         redis_url=Secret("redis://:pw@h"),
+        otel_headers=Secret("authorization=of-the-collector"),
         env="production",
     )
 
@@ -180,6 +181,7 @@ def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert worker == settings.model_copy(update={"llm_mode": "live"})
     assert KEY not in "".join(recorder.values())
+    assert "of-the-collector" not in "".join(recorder.values())
     assert "IBEX_PROT" not in recorder
     assert load_settings(recorder).redis_url == settings.redis_url
     assert load_settings(recorder).resolved_llm_mode == "live"

@@ -88,7 +88,7 @@ def child_environment(settings: Settings, *, with_provider_keys: bool) -> dict[s
             environ.pop(f"{usual_name}_FILE", None)
         if value is None or value == Settings.model_fields[field].default:
             continue
-        if field == "openai_api_key" and not with_provider_keys:
+        if field in _WORKERS_SECRETS and not with_provider_keys:
             continue
         environ[name] = _write(value)
     environ["IBEX_LLM_MODE"] = settings.resolved_llm_mode
@@ -128,6 +128,9 @@ def _write(value: object) -> str:
         return value.get_secret_value()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
+
+_WORKERS_SECRETS = {"openai_api_key", "otel_headers"}
+"""Secrets that no child but a worker has a use for."""
 
 _READ_BY_OTHERS = {"https_proxy"}
 """Secrets whose usual names stay in a child's environment, since other libraries there read them too."""
