@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import signal
+import ssl
 import sys
 
 import setproctitle
@@ -16,8 +17,12 @@ async def serve(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    context = None
+    if arguments.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(arguments.certificate)
     options = {"host": arguments.host, "port": arguments.port, "gap_ms": arguments.gap_ms, "api_key": arguments.key}
-    async with Sandbox.serve(**options) as sandbox:
+    async with Sandbox.serve(**options, ssl_context=context) as sandbox:
         sys.stdout.write(f"ibex sandbox (no model: it answers by rule) on {sandbox.base_url}\n")
         sys.stdout.flush()
         await stop.wait()
@@ -30,6 +35,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0: any free one, which is printed")
     parser.add_argument("--gap-ms", type=float, default=0.0, help="between two stream events")
     parser.add_argument("--key", help="the only API key accepted; default: any")
+    parser.add_argument("--certificate", help="a PEM file with a key and its certificate: speak TLS")
     setproctitle.setproctitle("ibex: sandbox")
     uvloop.run(serve(parser.parse_args()))
 

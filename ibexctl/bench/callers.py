@@ -42,6 +42,8 @@ class Target:
     port: int
     is_tls: bool = False
     path: str = CHAT
+    authority_file: str = ""
+    """Certificates that are trusted for it besides the system's."""
 
     @classmethod
     def parse(cls, url: str) -> "Target":
@@ -88,13 +90,13 @@ async def _mint(identity: Any, org_id: OrgId, number: int) -> str:
 
 
 def build_requests(
-    target: Target, callers: Callers | None, *, users: int, stream_share: float, model: str = MODEL
+    target: Target, callers: Callers | None, *, users: int, stream_share: float, model: str = MODEL, pace: str = ""
 ) -> list[bytes]:
     """Whole requests: every caller in sessions of its own, every so-manieth a stream, evenly spread.
 
-    Without callers they are as a provider gets them.
+    Without callers they are as a provider gets them. `pace` is what the canned provider is asked for.
     """
-    bodies = [_body(model, is_streaming=False), _body(model, is_streaming=True)]
+    bodies = [_body(model, is_streaming=kind, pace=pace) for kind in (False, True)]
     count = max(users, len(callers.bearers) if callers else 1) * _SESSIONS_PER_CALLER
     run, requests = token_hex(4), list[bytes]()
     for number in range(count):
@@ -111,6 +113,10 @@ def build_requests(
     return requests
 
 
-def _body(model: str, *, is_streaming: bool) -> bytes:
+def _body(model: str, *, is_streaming: bool, pace: str) -> bytes:
     asked: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": _QUESTION}]}
-    return json.dumps(asked | ({"stream": True} if is_streaming else {})).encode()
+    if is_streaming:
+        asked["stream"] = True
+    if pace:
+        asked["metadata"] = {"pace": pace}
+    return json.dumps(asked).encode()

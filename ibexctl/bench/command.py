@@ -30,7 +30,8 @@ def bench(
         Scenario,
         typer.Argument(
             help="overhead: the gate, by locust on a provider of 50 ms; saturation: an immediate provider, as many "
-            "requests as go; stream: streams of 64 events; soak: a mixture for a long time."
+            "requests as go; stream: streams of 64 events; soak: half of saturation beside open streams and slow "
+            "readers, for a long time; start: how soon a node serves, and its first burst."
         ),
     ] = Scenario.OVERHEAD,
     users: Annotated[
@@ -43,6 +44,12 @@ def bench(
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, max=100_000, help="Tokens the users present, in turn.")
     ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="A provider that speaks TLS, under an authority made here.")
+    ] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="overhead: locust's own page instead of a run; Ctrl-C ends it.")
+    ] = False,
     against: Annotated[
         str | None, typer.Option("--against", metavar="URL", help="Measure what answers there; start nothing.")
     ] = None,
@@ -74,9 +81,24 @@ def bench(
     """
     from ibexctl.bench.verdict import read_baseline
 
-    plan = make_plan(scenario, users=users, seconds=duration, workers=workers, tokens=tokens)
+    plan = make_plan(scenario, users=users, seconds=duration, workers=workers, tokens=tokens, is_tls=tls)
+    if web:
+        return _show_web(plan, against)
+    if against is not None and (tls or scenario is Scenario.START):
+        whose = "the server" if scenario is Scenario.START else "the provider"
+        raise typer.BadParameter(f"{whose} must be one that is started here.", param_hint="'--against'")
     earlier = None if baseline is None else read_baseline(baseline)
     return _run(plan, against=against, bearer=token, agent=agent, earlier=earlier, report=report)
+
+
+def _show_web(plan: "Plan", against: str | None) -> Answer:
+    """Serve locust's page before a server of our own, until Ctrl-C."""
+    if plan.scenario is not Scenario.OVERHEAD or against is not None:
+        raise typer.BadParameter("it belongs to the scenario overhead, on a server of its own.", param_hint="'--web'")
+    from ibexctl.bench.web import show_web
+
+    url = show_web(plan)
+    return Answer({"url": url}, (), [f"{url} is gone, and the server with it."])
 
 
 def _run(
@@ -90,11 +112,15 @@ def _run(
 ) -> Answer:
     from ibexctl.bench.contest import run_against, run_contest, warn_of_noise
     from ibexctl.bench.processes import describe_machine
+    from ibexctl.bench.starting import run_start
     from ibexctl.bench.verdict import compare, judge
     from ibexctl.bench.views import result_data, result_views
 
     warn_of_noise(describe_machine())
-    result = run_contest(plan) if against is None else run_against(plan, against, bearer=bearer, agent_id=agent)
+    if against is not None:
+        result = run_against(plan, against, bearer=bearer, agent_id=agent)
+    else:
+        result = run_start(plan) if plan.scenario is Scenario.START else run_contest(plan)
     data = result_data(result)
     checks = judge(result)
     if earlier is not None:

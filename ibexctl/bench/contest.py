@@ -1,20 +1,23 @@
 """A whole benchmark: the provider alone, nginx before it, ibex before it, and the records ibex kept."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibexctl.bench.callers import Callers, Target, register_callers
+from ibexctl.bench.certificates import Certificates, own_certificates
+from ibexctl.bench.growth import Growth
+from ibexctl.bench.held import measure_held_streams
 from ibexctl.bench.lean import running_provider
 from ibexctl.bench.locust_run import require_locust
 from ibexctl.bench.measuring import Measurement
 from ibexctl.bench.nginx import find_nginx, serve_nginx
 from ibexctl.bench.outcome import DIRECT, IBEX, NGINX, Outcome
-from ibexctl.bench.plan import Plan
-from ibexctl.bench.processes import Cores, choose_cores, describe_machine, off_the_measured_cores
+from ibexctl.bench.plan import Plan, Scenario
+from ibexctl.bench.processes import Cores, choose_cores, describe_machine, off_the_measured_cores, sum_memory
 from ibexctl.bench.progress import Progress
 from ibexctl.bench.records import Records, count_records
 from ibexctl.bench.server_facts import describe_features, describe_server
@@ -40,6 +43,8 @@ class Result:
     records: Records | None = None
     records_skipped: str | None = None
     """Why records were not counted."""
+    starts: dict[str, float] = field(default_factory=dict)
+    """Seconds that starts took, where these were measured."""
 
     def find(self, name: str) -> Outcome | None:
         """A contender that was run."""
@@ -54,12 +59,12 @@ def run_contest(plan: Plan) -> Result:
     result = Result(plan=plan, at=datetime.now(UTC), machine=describe_machine(), cores=cores, outcomes=[])
     progress = Progress()
     measurement = Measurement(plan, progress)
-    with ending_on_sigterm(), off_the_measured_cores(cores), running_provider(*_provider(plan)) as port:
-        upstream = Target("127.0.0.1", port)
-        direct = Outcome(name=DIRECT, title="provider alone")
-        result.outcomes.append(direct)
-        measurement.run(direct, upstream, seconds=plan.reference_seconds)
-        result.outcomes.append(_run_nginx(measurement, plan, upstream, cores))
+    with ending_on_sigterm(), off_the_measured_cores(cores), own_provider(plan) as upstream:
+        if plan.is_compared:
+            direct = Outcome(name=DIRECT, title="provider alone")
+            result.outcomes.append(direct)
+            measurement.run(direct, upstream, seconds=plan.reference_seconds)
+            result.outcomes.append(_run_nginx(measurement, plan, upstream, cores))
         _run_ibex(measurement, result, upstream, progress)
     return result
 
@@ -85,11 +90,22 @@ def run_against(plan: Plan, url: str, *, bearer: str, agent_id: str) -> Result:
     return result
 
 
-def _provider(plan: Plan) -> tuple[str, ...]:
+@contextmanager
+def own_provider(plan: Plan) -> Iterator[Target]:
+    """The provider of the plan, until the block ends; with TLS if that is planned."""
+    with ExitStack() as stack:
+        certificates = stack.enter_context(own_certificates()) if plan.is_tls else None
+        port = stack.enter_context(running_provider(*_provider(plan, certificates)))
+        authority = "" if certificates is None else str(certificates.authority)
+        yield Target("127.0.0.1", port, plan.is_tls, authority_file=authority)
+
+
+def _provider(plan: Plan, certificates: Certificates | None) -> tuple[str, ...]:
+    tls = () if certificates is None else ("--certificate", str(certificates.server))
     if plan.is_by_locust:
-        return ("ibex.sandbox", "--gap-ms", f"{plan.gap_ms:g}")
+        return ("ibex.sandbox", "--gap-ms", f"{plan.gap_ms:g}", *tls)
     delay, events, gap = f"{plan.provider_ms:g}", str(plan.events), f"{plan.gap_ms:g}"
-    return ("ibexctl.bench.responder", "--delay-ms", delay, "--events", events, "--gap-ms", gap)
+    return ("ibexctl.bench.responder", "--delay-ms", delay, "--events", events, "--gap-ms", gap, *tls)
 
 
 def _run_nginx(measurement: Measurement, plan: Plan, upstream: Target, cores: Cores) -> Outcome:
@@ -98,7 +114,7 @@ def _run_nginx(measurement: Measurement, plan: Plan, upstream: Target, cores: Co
     if program is None:
         outcome.skipped = "nginx is not installed"
         return outcome
-    with serve_nginx(program, upstream.authority) as nginx:
+    with serve_nginx(program, upstream) as nginx:
         if nginx is None:
             outcome.skipped = "nginx did not start"
             return outcome
@@ -114,41 +130,47 @@ def _run_ibex(measurement: Measurement, result: Result, upstream: Target, progre
     plan = result.plan
     outcome = Outcome(name=IBEX, title="ibex, everything on")
     result.outcomes.append(outcome)
-    with _server(plan, upstream) as (address, settings):
+    with own_server(has_quiet_log=False, **server_settings(plan, upstream)) as (address, settings):
         progress.begin(f"registering a directive and {plan.tokens} tokens")
         callers = register_callers(settings, plan.tokens)
         status = request_status(settings)
         workers = [process.pid for process in status.processes if process.name.startswith("worker") and process.pid]
         result.cores.pin_measured(workers)
+        target = Target.parse(address)
+        if plan.scenario is Scenario.STREAM and plan.open_streams:
+            progress.begin(f"holding {plan.open_streams:,} streams open")
+            measure_held_streams(outcome, target, callers, plan.open_streams, lambda: sum_memory(workers))
+        growth = None
+        if plan.scenario is Scenario.SOAK:
+            growth = Growth(lambda: request_status(settings).processes, plan.seconds)
         counted = measurement.run(
             outcome,
-            Target.parse(address),
+            target,
             seconds=plan.seconds,
             callers=callers,
             pids=workers,
             metrics_url=status.metrics_url,
+            growth=growth,
         )
         result.server = None if counted is None else describe_server(counted)
         result.features = describe_features(settings, counted, _log_bytes(settings))
         progress.begin("counting records")
         if callers.org_id is not None:
-            expected = outcome.warmup_completed + outcome.completed
-            result.records = count_records(settings, callers.org_id, expected)
+            result.records = count_records(settings, callers.org_id, outcome.answered)
         progress.begin("stopping")
     progress.end()
 
 
-@contextmanager
-def _server(plan: Plan, upstream: Target) -> "Iterator[tuple[str, Settings]]":
-    overrides: dict[str, Any] = {
+def server_settings(plan: Plan, upstream: Target) -> dict[str, Any]:
+    """How the measured server is set up: everything on, as by default."""
+    return {
         "workers": plan.workers,
         "llm_mode": "live",
         "openai_base_url": f"{upstream.origin}/v1",
+        "ssl_cert_file": Path(upstream.authority_file) if upstream.authority_file else None,
         "access_log": True,
         "log_level": "info",
     }
-    with own_server(has_quiet_log=False, **overrides) as found:
-        yield found
 
 
 def _log_bytes(settings: "Settings") -> int:

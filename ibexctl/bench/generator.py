@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -29,6 +30,7 @@ from ibexctl.bench.load import Load, Message, Tally, Tick, Warm
 DRAIN_SECONDS: Final = 30.0
 """How long after its end a measurement waits for the answers that are under way."""
 _RECONNECT_SECONDS: Final = 0.05
+_SLOW_BUFFER_BYTES: Final = 8192
 _now = time.perf_counter
 
 
@@ -91,6 +93,9 @@ class User(asyncio.Protocol):
         self._body_at = 0.0
         self._body = b""
         self._turn_id = b""
+        self._period = 0.0
+        self._due = 0.0
+        self._reconnecting: asyncio.Task[None] | None = None
         self._reset()
 
     async def connect(self) -> None:
@@ -98,10 +103,12 @@ class User(asyncio.Protocol):
         load = self._load
         await self._loop.create_connection(lambda: self, load.host, load.port, ssl=self._tls)
 
-    def begin(self, phase: Phase, delay: float) -> None:
-        """Ask from now on, until the phase is over."""
+    def begin(self, phase: Phase, delay: float, period: float) -> None:
+        """Ask from now on, until the phase is over; with a period, not sooner than one after the question before."""
         phase.busy += 1
         self._phase = phase
+        self._period = period
+        self._due = self._loop.time() + delay
         self._loop.call_later(delay, self._ask)
 
     def close(self) -> None:
@@ -118,7 +125,8 @@ class User(asyncio.Protocol):
             phase.busy -= 1
             return
         if self._transport is None:
-            asyncio.get_running_loop().call_later(_RECONNECT_SECONDS, self._ask)
+            self._reconnect()
+            self._loop.call_later(_RECONNECT_SECONDS, self._ask)
             return
         request = self._requests[self._turn]
         self._turn = (self._turn + 1) % len(self._requests)
@@ -127,7 +135,10 @@ class User(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self._asked_at = 0.0
-        if self._load.think_seconds:
+        if self._period:
+            self._due = max(self._due + self._period, self._loop.time())
+            self._loop.call_at(self._due, self._ask)
+        elif self._load.think_seconds:
             self._loop.call_later(self._load.think_seconds, self._ask)
         else:
             self._ask()
@@ -142,6 +153,8 @@ class User(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self._load.read_bytes_per_second:  # else the kernel reads on in the slow reader's place
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
         self._reset()
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +162,13 @@ class User(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.close()
+        if self._load.read_bytes_per_second and self._transport is not None:
+            self._transport.pause_reading()
+            self._loop.call_later(len(data) / self._load.read_bytes_per_second, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         self._transport = None
@@ -159,7 +179,11 @@ class User(asyncio.Protocol):
             phase.fail("connection lost")
             self._asked_at = 0.0
             self._loop.call_later(_RECONNECT_SECONDS, self._ask)
-        self._reconnecting = self._loop.create_task(self._connect_again())
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._reconnecting is None or self._reconnecting.done():
+            self._reconnecting = self._loop.create_task(self._connect_again())
 
     async def _connect_again(self) -> None:
         while self._phase is not None and self._transport is None:
@@ -221,12 +245,12 @@ class User(asyncio.Protocol):
             self._loop.call_later(_RECONNECT_SECONDS, self._ask)
 
 
-async def run_phase(load: Load, users: Sequence[User], seconds: float) -> Tally:
-    """Have every user ask for so long; a tick each second."""
+async def run_phase(load: Load, users: Sequence[User], seconds: float, period: float = 0.0) -> Tally:
+    """Have every user ask for so long, once in a period if there is one; a tick each second."""
     phase = Phase(load, seconds)
     cpu = time.process_time()
     for number, user in enumerate(users):
-        user.begin(phase, load.ramp_seconds * number / len(users))
+        user.begin(phase, max(load.ramp_seconds, period) * number / len(users), period)
     begun = _now()
     in_time = failed = second = 0
     while not phase.is_over:
@@ -249,21 +273,32 @@ def say(message: Message) -> None:
     sys.stdout.buffer.flush()
 
 
+def make_context(load: Load) -> ssl.SSLContext | None:
+    """What the target's certificate is checked by; None without TLS."""
+    if not load.is_tls:
+        return None
+    context = ssl.create_default_context()
+    if load.authority:
+        context.load_verify_locations(load.authority)
+    return context
+
+
 async def run(load: Load) -> None:
     """Warm up, wait to be told, measure."""
-    tls = ssl.create_default_context() if load.is_tls else None
+    tls = make_context(load)
     # a list shorter than the users is gone through again, so that each has something to send
     requests = load.requests * -(-load.users // len(load.requests))
     users = [User(load, requests[number :: load.users], tls) for number in range(load.users)]
     for user in users:
         await user.connect()
-    warm = await run_phase(load, users, load.warmup_seconds)
+    warm = await run_phase(load, users, load.warmup_seconds) if load.warmup_seconds else Tally(seconds=0.0)
     gc.collect()
     gc.freeze()
     say(Warm(completed=warm.completed, failed=warm.failed, failures=warm.failures, turns=warm.turns))
     line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.readline)
     if line.strip() == b"go":
-        say(await run_phase(load, users, load.seconds))
+        pace = (load.share or 0.0) * warm.in_time / (warm.seconds or 1.0)
+        say(await run_phase(load, users, load.seconds, load.users / pace if pace else 0.0))
     for user in users:
         user.close()
 

@@ -11,6 +11,8 @@ class Load(msgspec.Struct, kw_only=True):
     host: str
     port: int
     is_tls: bool = False
+    authority: str = ""
+    """A file of certificates that are trusted besides the system's."""
     users: int
     seconds: float
     warmup_seconds: float
@@ -18,6 +20,10 @@ class Load(msgspec.Struct, kw_only=True):
     """How long a user waits between an answer and its next question."""
     ramp_seconds: float = 0.0
     """Over how long the users' first questions are spread."""
+    share: float | None = None
+    """At which share of the warm-up's throughput the measurement goes on; None: as quickly as answers come."""
+    read_bytes_per_second: float = 0.0
+    """How slowly each user reads; 0: as it comes."""
     requests: list[bytes]
     """Whole HTTP requests. User i of n sends the i-th, the (i+n)-th, …, and begins again."""
     notes_turns: bool = False

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def run_locust(
         log = Path(directory) / "log"
         with log.open("wb") as errors, (Path(directory) / "figures").open("w+b") as figures:
             process = subprocess.Popen(  # noqa: S603 - our own arguments
-                [sys.executable, "-m", "locust", *_arguments(plan, target, callers, seconds, tokens)],
+                [
+                    *(sys.executable, "-m", "locust", *_arguments(plan, target, callers, tokens)),
+                    *("--headless", "--only-summary", "--json"),
+                    *(f"--run-time={max(1, round(seconds))}s", f"--stop-timeout={_STOP_SECONDS}"),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=figures,
                 stderr=errors,
@@ -66,25 +71,44 @@ def run_locust(
     _read(outcome, entries, seconds)
 
 
-def _arguments(plan: Plan, target: Target, callers: Callers | None, seconds: float, tokens: Path) -> list[str]:
+def _arguments(plan: Plan, target: Target, callers: Callers | None, tokens: Path) -> list[str]:
     options: Mapping[str, object] = {
         "--locustfile": find_locustfile(),
         "--host": target.origin + target.path.removesuffix("/v1/chat/completions"),
         "--users": plan.users,
         "--spawn-rate": plan.users,
-        "--run-time": f"{max(1, round(seconds))}s",
-        "--stop-timeout": _STOP_SECONDS,
         "--loglevel": "WARNING",
         "--token-file": tokens,
         "--model": MODEL,
         "--stream-share": round(plan.stream_share * 100),
-        "--think-ms": plan.think_seconds * 1e3,
         "--sandbox-delay-ms": plan.provider_ms,
     }
     words = [f"{name}={value}" for name, value in options.items()]
     if callers is not None:
         words.append(f"--ibex-agent={callers.agent_id}")
-    return [*words, "--headless", "--only-summary", "--json"]
+    return words
+
+
+@contextmanager
+def running_page(plan: Plan, target: Target, callers: Callers, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """locust's own page on a port of loopback, with the plan's load filled in; who opens it starts the load."""
+    with tempfile.TemporaryDirectory(prefix="ibex-locust-") as directory:
+        tokens = Path(directory) / "tokens"
+        tokens.touch(mode=0o600)
+        tokens.write_text("\n".join(callers.bearers))
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [
+                *(sys.executable, "-m", "locust", *_arguments(plan, target, callers, tokens)),
+                *("--web-host=127.0.0.1", f"--web-port={port}"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _wait(process: "subprocess.Popen[bytes]", progress: Progress) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ibexctl.bench.callers import Target
+
 _START_SECONDS = 5.0
 
 _CONFIGURATION = """\
@@ -32,7 +34,7 @@ http {{
     server {{
         listen 127.0.0.1:{port};
         location / {{
-            proxy_pass http://provider;
+            proxy_pass {scheme}://provider;{tls}
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
@@ -40,6 +42,12 @@ http {{
     }}
 }}
 """
+
+
+_TLS = """
+            proxy_ssl_verify on;
+            proxy_ssl_name localhost;
+            proxy_ssl_trusted_certificate {authority};"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +64,14 @@ def find_nginx() -> str | None:
 
 
 @contextmanager
-def serve_nginx(program: str, upstream: str) -> Iterator[Nginx | None]:
-    """nginx before `upstream` (host:port) until the block ends; None when it does not start."""
+def serve_nginx(program: str, upstream: Target) -> Iterator[Nginx | None]:
+    """nginx before `upstream` until the block ends; None when it does not start."""
     with TemporaryDirectory(prefix="ibex-nginx-") as directory:
-        port = _free_port()
+        port = free_port()
         path = Path(directory) / "nginx.conf"
-        path.write_text(_CONFIGURATION.format(root=directory, upstream=upstream, port=port))
+        scheme, tls = ("https", _TLS.format(authority=upstream.authority_file)) if upstream.is_tls else ("http", "")
+        text = _CONFIGURATION.format(root=directory, upstream=upstream.authority, port=port, scheme=scheme, tls=tls)
+        path.write_text(text)
         process = subprocess.Popen(  # noqa: S603 - found on the PATH
             [program, "-p", directory, "-e", "stderr", "-c", str(path)],
             stdin=subprocess.DEVNULL,
@@ -75,7 +85,8 @@ def serve_nginx(program: str, upstream: str) -> Iterator[Nginx | None]:
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on at this moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ibexctl.bench.latency import Durations
+from ibexctl.bench.load import Tally
 
 DIRECT, NGINX, IBEX = "direct", "nginx", "ibex"
 
@@ -31,6 +32,32 @@ class Outcome:
     generator_cpu_seconds: float | None = None
     memory_idle_bytes: int | None = None
     memory_peak_bytes: int | None = None
+    held_streams: int = 0
+    """How many streams were held open to see what one costs in memory."""
+    memory_per_stream_bytes: float | None = None
+    beside: dict[str, Tally] = field(default_factory=dict)
+    """What was loaded beside, by name: streams held open, slow readers."""
+    growth: dict[str, Any] = field(default_factory=dict)
+    """What the server's processes held over the run, by process (`Growth.as_data`)."""
+
+    upstream_connections: int | None = None
+    """How many connections to the provider there were, where that was looked at."""
+
+    def fill(self, tally: Tally) -> None:
+        """Take what the lean generator's clients saw."""
+        self.seconds = tally.seconds
+        self.completed = tally.completed
+        self.in_time = tally.in_time
+        self.failures |= tally.failures
+        self.events = tally.events
+        self.latency = tally.durations()
+        self.first_byte = tally.first_bytes()
+        self.generator_cpu_seconds = tally.cpu_seconds
+
+    @property
+    def answered(self) -> int:
+        """Every whole answer, those of the warm-up and of what was loaded beside included: each must have a record."""
+        return self.warmup_completed + self.completed + sum(tally.completed for tally in self.beside.values())
 
     @property
     def throughput(self) -> float:
@@ -82,9 +109,23 @@ class Outcome:
             ),
             "memory_idle_bytes": self.memory_idle_bytes,
             "memory_peak_bytes": self.memory_peak_bytes,
+            "held_streams": self.held_streams,
+            "memory_per_stream_bytes": _round(self.memory_per_stream_bytes, 0),
+            "beside": {name: _describe_beside(tally) for name, tally in self.beside.items()},
+            "growth": self.growth,
+            "upstream_connections": self.upstream_connections,
             "timeline": self.timeline,
             "distribution": self.latency.distribution(),
         }
+
+
+def _describe_beside(tally: Tally) -> dict[str, Any]:
+    return {
+        "completed": tally.completed,
+        "failures": tally.failures,
+        "events": tally.events,
+        "first_byte_ms": tally.first_bytes().summary() if tally.completed else None,
+    }
 
 
 def _round(value: float | None, digits: int) -> float | None:

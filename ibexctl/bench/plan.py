@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+MAX_OPEN_STREAMS = 1000
+
 
 class Scenario(StrEnum):
     """The benchmarks there are."""
@@ -11,6 +13,7 @@ class Scenario(StrEnum):
     SATURATION = "saturation"
     STREAM = "stream"
     SOAK = "soak"
+    START = "start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +28,29 @@ class Plan:
     tokens: int
     stream_share: float
     """Share of the requests that stream, 0 to 1."""
-    think_seconds: float = 0.0
     provider_ms: float = 0.0
     """How long the provider takes for an answer that does not stream."""
     events: int = 64
     gap_ms: float = 5.0
     """Between two events of a stream."""
+    share: float | None = None
+    """Of the throughput at saturation, at which the load goes on; None: as quickly as answers come."""
+    open_streams: int = 0
+    """Streams held open at once: beside the load of a soak, or to see what one costs in memory."""
+    slow_readers: int = 0
+    """Of a soak, beside the load too."""
+    is_tls: bool = False
+    """Whether the provider speaks TLS."""
 
     @property
     def is_by_locust(self) -> bool:
         """Whether locust makes the load; else our own generator."""
         return self.scenario is Scenario.OVERHEAD
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the provider alone and nginx are measured too: at half of their own saturation they say nothing."""
+        return self.scenario is not Scenario.SOAK
 
     @property
     def reference_seconds(self) -> float:
@@ -51,38 +66,66 @@ class Plan:
             "workers": self.workers,
             "tokens": self.tokens,
             "stream_share": self.stream_share,
-            "think_ms": self.think_seconds * 1e3,
+            "share_of_saturation": self.share,
+            "open_streams": self.open_streams,
+            "slow_readers": self.slow_readers,
             "provider": self._describe_provider(),
             "generator": "locust" if self.is_by_locust else "own, closed loop on keep-alive connections",
         }
 
     def _describe_provider(self) -> str:
+        wire = "over TLS" if self.is_tls else "without TLS"
         if self.is_by_locust:
-            return f"the ibex sandbox, answers after {self.provider_ms:g} ms, events {self.gap_ms:g} ms apart"
+            return f"the ibex sandbox {wire}, answers after {self.provider_ms:g} ms, events {self.gap_ms:g} ms apart"
         streams = f"streams of {self.events} events, {self.gap_ms:g} ms apart"
-        return f"canned answers after {self.provider_ms:g} ms; {streams}"
+        return f"canned answers {wire} after {self.provider_ms:g} ms; {streams}"
 
 
-_ABOUT: dict[Scenario, dict[str, float]] = {
-    Scenario.OVERHEAD: {"seconds": 60, "tokens": 100, "stream_share": 0.2, "provider_ms": 50},
-    Scenario.SATURATION: {"seconds": 20, "tokens": 100, "stream_share": 0},
-    Scenario.STREAM: {"seconds": 20, "tokens": 100, "stream_share": 1},
-    Scenario.SOAK: {"seconds": 600, "tokens": 1000, "stream_share": 0.2, "provider_ms": 20, "think_ms": 50},
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Defaults:
+    """What a scenario is unless the caller decides otherwise."""
+
+    seconds: float
+    tokens: int = 100
+    stream_share: float = 0.0
+    provider_ms: float = 0.0
+    share: float | None = None
+    open_streams_per_user: float = 0.0
+    slow_readers_per_user: float = 0.0
+
+
+_DEFAULTS = {
+    Scenario.OVERHEAD: _Defaults(seconds=60, stream_share=0.2, provider_ms=50),
+    Scenario.SATURATION: _Defaults(seconds=20),
+    Scenario.STREAM: _Defaults(seconds=20, stream_share=1, open_streams_per_user=10),
+    Scenario.SOAK: _Defaults(seconds=600, tokens=1000, share=0.5, open_streams_per_user=10, slow_readers_per_user=0.2),
+    Scenario.START: _Defaults(seconds=1, provider_ms=50),
 }
 
 
-def make_plan(scenario: Scenario, *, users: int, seconds: float | None, workers: int, tokens: int | None) -> Plan:
+def make_plan(
+    scenario: Scenario,
+    *,
+    users: int,
+    seconds: float | None,
+    workers: int,
+    tokens: int | None,
+    is_tls: bool = False,
+) -> Plan:
     """The scenario with what the caller decided otherwise."""
-    about = _ABOUT[scenario]
-    measured = about["seconds"] if seconds is None else seconds
+    defaults = _DEFAULTS[scenario]
+    measured = defaults.seconds if seconds is None else seconds
     return Plan(
         scenario=scenario,
         users=users,
         seconds=measured,
         warmup_seconds=min(5.0, max(0.5, measured / 4)),
         workers=workers,
-        tokens=int(about["tokens"]) if tokens is None else tokens,
-        stream_share=about["stream_share"],
-        think_seconds=about.get("think_ms", 0.0) / 1e3,
-        provider_ms=about.get("provider_ms", 0.0),
+        tokens=defaults.tokens if tokens is None else tokens,
+        stream_share=defaults.stream_share,
+        provider_ms=defaults.provider_ms,
+        share=defaults.share,
+        open_streams=min(MAX_OPEN_STREAMS, round(users * defaults.open_streams_per_user)),
+        slow_readers=round(users * defaults.slow_readers_per_user),
+        is_tls=is_tls,
     )

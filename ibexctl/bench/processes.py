@@ -37,6 +37,22 @@ def sum_cpu(pids: Iterable[int]) -> float | None:
     return sum(known) if known and len(known) == len(found) else None
 
 
+def sum_memory(pids: Iterable[int]) -> int | None:
+    """Resident memory of several processes together; what they share counts for each."""
+    known = [size for pid in pids if (size := resident_bytes(pid)) is not None]
+    return sum(known) if known else None
+
+
+def count_connections(port: int) -> int:
+    """How many connections there are to a port of this machine (IPv4)."""
+    wanted, established = f":{port:04X}", "01"
+    try:
+        rows = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    except OSError:
+        return 0
+    return sum(1 for local, _, state in rows if local.endswith(wanted) and state == established)
+
+
 @dataclass(frozen=True, slots=True)
 class Cores:
     """Which cores are for what is measured, and which for everything else; both empty: nothing is pinned."""

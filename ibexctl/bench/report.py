@@ -48,6 +48,8 @@ def render_report(data: Mapping[str, Any]) -> str:
         *_bars(contenders),
         _distribution(contenders),
         _timeline(contenders),
+        *_growth(contenders),
+        *_starts(data["starts_seconds"]),
         "<h2>Records</h2>",
         _facts(data["records"] or {"not counted": data["records_skipped"]}),
         "<h2>By the server itself</h2>",
@@ -65,7 +67,7 @@ def render_report(data: Mapping[str, Any]) -> str:
 
 _COLUMNS = (
     *("contender", "answers/s", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms", "failed"),
-    *("CPU µs/request", "CPU µs/event", "core used"),
+    *("CPU µs/request", "CPU µs/event", "KiB/stream", "core used"),
 )
 
 
@@ -81,6 +83,7 @@ def _contender(found: Mapping[str, Any]) -> Sequence[object]:
         sum(found["failures"].values()),
         found["cpu_us_per_request"],
         found["cpu_us_per_event"],
+        "" if found["memory_per_stream_bytes"] is None else f"{found['memory_per_stream_bytes'] / 1024:.1f}",
         "" if share is None else f"{share:.0%}",
     )
 
@@ -128,6 +131,32 @@ def _timeline(contenders: Sequence[Mapping[str, Any]]) -> str:
     points = [point for line in lines for point in line.points]
     x = linear_axis("second of the measurement", [at for at, _ in points])
     return draw_lines("Answers in each second", lines, x, linear_axis("/s", [value for _, value in points]))
+
+
+def _growth(contenders: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the server's processes held during a soak."""
+    growth = {process: held for found in contenders for process, held in found["growth"].items()}
+    if not growth:
+        return []
+    lines = [
+        Line(process, [(second, size / (1 << 20)) for second, size in held["memory_timeline"]])
+        for process, held in growth.items()
+    ]
+    points = [point for line in lines for point in line.points]
+    x, y = linear_axis("second", [at for at, _ in points]), linear_axis("MiB", [size for _, size in points])
+    rows = [
+        (process, name.replace("_", " "), found["first"], found["last"], found["per_minute"])
+        for process, held in growth.items()
+        for name, found in held.items()
+        if name != "memory_timeline"
+    ]
+    table = _table(("process", "what it holds", "first", "last", "growth a minute"), rows)
+    beside = {name: told for found in contenders for name, told in found["beside"].items()}
+    return [draw_lines("Resident memory (MiB)", lines, x, y), table, "<h2>Loaded beside</h2>", _facts(beside)]
+
+
+def _starts(starts: Mapping[str, float]) -> list[str]:
+    return ["<h2>Starts (s)</h2>", _facts(starts)] if starts else []
 
 
 def _facts(facts: Mapping[str, object]) -> str:

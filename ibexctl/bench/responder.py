@@ -1,9 +1,10 @@
 """A provider that answers at once with canned bytes: an upstream cheap enough to stay out of what is measured.
 
-    python -m ibexctl.bench.responder [--delay-ms N] [--events N] [--gap-ms N]
+    python -m ibexctl.bench.responder [--delay-ms N] [--events N] [--gap-ms N] [--certificate FILE]
 
 It prints its port as a line. A request whose body asks for a stream gets `--events` events, `--gap-ms` apart, the first
-at once; any other gets a completion after `--delay-ms`.
+at once; any other gets a completion after `--delay-ms`. A request can ask for another pace in its metadata: with
+`"pace": "40x16384@500"` it gets 40 events with texts of 16,384 bytes, 500 ms apart.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import sys
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import httptools
@@ -22,6 +25,7 @@ import uvloop
 from ibex.server.process import die_with
 
 _WANTS_STREAM: Final = re.compile(rb'"stream"\s*:\s*true').search
+_PACE: Final = re.compile(rb'"pace"\s*:\s*"(\d+)x(\d+)@(\d+)"').search
 _ID: Final = "chatcmpl-000000000000000000000000"
 _USAGE: Final = {"prompt_tokens": 12, "completion_tokens": 64, "total_tokens": 76}
 
@@ -37,9 +41,9 @@ def completion() -> bytes:
     return head.encode() + body
 
 
-def stream(events: int) -> list[bytes]:
+def stream(events: int, text: str = "token ") -> list[bytes]:
     """The writes of a streamed answer: the head with the first event, then an event each, the end with the last."""
-    deltas = [{"role": "assistant", "content": ""}, *({"content": "token "} for _ in range(events - 3)), {}]
+    deltas = [{"role": "assistant", "content": ""}, *({"content": text} for _ in range(events - 3)), {}]
     items = [_item(delta, "stop" if not delta else None) for delta in deltas[-(events - 1) :]]
     items.append(msgspec.json.encode({**_frame("chat.completion.chunk"), "choices": [], "usage": _USAGE}))
     writes = [_chunk(b"data: " + item + b"\n\n") for item in items]
@@ -62,16 +66,44 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The writes of a streamed answer, and the seconds between two of them."""
+
+    writes: list[bytes]
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What is answered."""
+
+    json: bytes
+    delay: float
+    """Seconds before an answer that does not stream."""
+    stream: Stream
+    paced: dict[bytes, Stream] = field(default_factory=dict)
+    """Other streams that were asked for, by how they were."""
+
+    def stream_for(self, body: bytes) -> Stream:
+        """The stream at the pace that the request asks for."""
+        asked = _PACE(body)
+        if asked is None:
+            return self.stream
+        found = self.paced.get(asked[0])
+        if found is None:
+            events, size, gap_ms = map(int, asked.groups())
+            found = self.paced[asked[0]] = Stream(stream(max(4, events), "x" * size), gap_ms / 1000)
+        return found
+
+
 class Peer(asyncio.Protocol):
     """One connection, one request at a time."""
 
-    __slots__ = ("_body", "_delay", "_gap", "_json", "_loop", "_parser", "_timer", "_transport", "_writes")
+    __slots__ = ("_answers", "_body", "_loop", "_parser", "_timer", "_transport")
 
-    def __init__(self, json: bytes, writes: list[bytes], delay: float, gap: float) -> None:
-        self._json = json
-        self._writes = writes
-        self._delay = delay
-        self._gap = gap
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
         self._loop = asyncio.get_running_loop()
@@ -95,19 +127,20 @@ class Peer(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body, self._body = self._body, b""
+        answers = self._answers
         if _WANTS_STREAM(body):
-            self._write_event(0, self._loop.time())
-        elif self._delay:
-            self._timer = self._loop.call_later(self._delay, self._transport.write, self._json)
+            self._write_event(answers.stream_for(body), 0, self._loop.time())
+        elif answers.delay:
+            self._timer = self._loop.call_later(answers.delay, self._transport.write, answers.json)
         else:
-            self._transport.write(self._json)
+            self._transport.write(answers.json)
 
-    def _write_event(self, number: int, due: float) -> None:
+    def _write_event(self, stream: Stream, number: int, due: float) -> None:
         """Each event is due a gap after the one before was, not after it was written: a late one shifts no other."""
-        self._transport.write(self._writes[number])
-        if number + 1 < len(self._writes):
-            due += self._gap
-            self._timer = self._loop.call_at(due, self._write_event, number + 1, due)
+        self._transport.write(stream.writes[number])
+        if number + 1 < len(stream.writes):
+            due += stream.gap
+            self._timer = self._loop.call_at(due, self._write_event, stream, number + 1, due)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -116,9 +149,13 @@ async def serve(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    json, writes = completion(), stream(arguments.events)
-    delay, gap = arguments.delay_ms / 1000, arguments.gap_ms / 1000
-    server = await loop.create_server(lambda: Peer(json, writes, delay, gap), "127.0.0.1", 0, backlog=4096)
+    paced = Stream(stream(arguments.events), arguments.gap_ms / 1000)
+    answers = Answers(completion(), arguments.delay_ms / 1000, paced)
+    context = None
+    if arguments.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(arguments.certificate)
+    server = await loop.create_server(lambda: Peer(answers), "127.0.0.1", 0, backlog=4096, ssl=context)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await stop.wait()
@@ -131,6 +168,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--events", type=int, default=64)
     parser.add_argument("--gap-ms", type=float, default=5.0)
+    parser.add_argument("--certificate", help="a file with a key and its certificate: speak TLS")
     setproctitle.setproctitle("ibex: bench provider")
     die_with(os.getppid())
     uvloop.run(serve(parser.parse_args()))

@@ -20,7 +20,11 @@ CPU_US_PER_EVENT = 25.0
 OVERHEAD_P99_MS = 20.0
 ADDED_FIRST_BYTE_P99_MS = 5.0
 FAILURE_SHARE = 0.001
-MEMORY_GROWTH = 0.2
+MEMORY_PER_STREAM_KIB = 40.0
+GROWTH_A_MINUTE = {"memory_bytes": (1 << 20, 0.5, "MiB"), "descriptors": (1, 1.0, ""), "tasks": (1, 1.0, "")}
+"""By what a process holds: the unit, how many of it a minute are no growth yet, and its name."""
+HELP_SECONDS = 0.3
+READY_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def judge(result: Result) -> list[Check]:
         Scenario.SATURATION: _judge_saturation,
         Scenario.STREAM: _judge_stream,
         Scenario.SOAK: _judge_soak,
+        Scenario.START: _judge_start,
     }
     checks += by_scenario[result.plan.scenario](result, measured)
     checks += _judge_caches(result)
@@ -106,20 +111,35 @@ def _judge_stream(result: Result, measured: Outcome) -> Iterator[Check]:
         added = (measured.first_byte.quantile(0.99) - direct.first_byte.quantile(0.99)) * 1e3
         yield Check("added time to first byte, p99", added, "≤", ADDED_FIRST_BYTE_P99_MS, "ms")
     yield Check("worker's processor time", measured.cpu_us_per_event, "≤", CPU_US_PER_EVENT, "µs an event")
+    if measured.held_streams:
+        each = measured.memory_per_stream_bytes
+        detail = f"{measured.held_streams:,} at once"
+        yield Check(
+            "memory an open stream", None if each is None else each / 1024, "≤", MEMORY_PER_STREAM_KIB, "KiB", detail
+        )
 
 
 def _judge_soak(_result: Result, measured: Outcome) -> Iterator[Check]:
-    idle, peak = measured.memory_idle_bytes, measured.memory_peak_bytes
-    if idle and peak:
-        yield Check("worker's memory, peak by idle", peak / idle, "≤", 2.0, "×")
+    for process, holdings in measured.growth.items():
+        for held, (unit, limit, unit_name) in GROWTH_A_MINUTE.items():
+            slope = holdings[held]["per_minute"]
+            detail = "after the first third" if slope is not None else "too short a run to tell"
+            measured_slope = None if slope is None else slope / unit
+            name = f"{process}: {held.removesuffix('_bytes')}"
+            yield Check(name, measured_slope, "≤", limit, f"{unit_name} a minute".strip(), detail)
     half = len(measured.timeline) // 2
     if half:
         first, second = sum(measured.timeline[:half]) / half, sum(measured.timeline[-half:]) / half
         yield Check("throughput, second half by first", second / first if first else None, "≥", 1 - TOLERANCE, "×")
 
 
+def _judge_start(result: Result, _measured: Outcome) -> Iterator[Check]:
+    yield Check("ibexctl --help", result.starts.get("help"), "≤", HELP_SECONDS, "s")
+    yield Check("serve ready, stores running", result.starts.get("ready"), "≤", READY_SECONDS, "s")
+
+
 def _judge_caches(result: Result) -> Iterator[Check]:
-    if result.server is not None:
+    if result.server is not None and result.plan.scenario is not Scenario.START:  # there every caller is a stranger
         least = 90.0 if result.plan.scenario is Scenario.OVERHEAD else 99.0
         rate = result.server["auth_hit_rate"]
         yield Check("auth cache hits", None if rate is None else rate * 100, ">", least, "%")
@@ -135,8 +155,10 @@ def key_figures(result: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
             found["p99"] = contender["latency_ms"]["p99"], False
             found["cpu_us_per_request"] = contender["cpu_us_per_request"], False
             found["cpu_us_per_event"] = contender["cpu_us_per_event"], False
+            found["memory_per_stream_bytes"] = contender.get("memory_per_stream_bytes"), False
     overhead = (result.get("server") or {}).get("overhead_ms") or {}
     found["overhead_p99"] = overhead.get("p99"), False
+    found["ready_seconds"] = (result.get("starts_seconds") or {}).get("ready"), False
     return {name: (value, is_more) for name, (value, is_more) in found.items() if value}
 
 

@@ -40,10 +40,13 @@ def start_bench(*words: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What both scenarios say after a moment each, run side by side; the verdict is the machine's, not the test's."""
+    """What scenarios say after a moment each, run side by side; the verdict is the machine's, not the test's."""
     directory = tmp_path_factory.mktemp("bench")
     options = ("--duration", "1.5", "--users", "8", "--tokens", "3", "--report")
-    running = {name: start_bench(name, *options, str(directory / f"{name}.html")) for name in ("saturation", "stream")}
+    further = {"saturation": (), "stream": ("--tls",), "soak": ()}
+    running = {
+        name: start_bench(name, *options, str(directory / f"{name}.html"), *words) for name, words in further.items()
+    }
     found: dict[str, Any] = {}
     for name, process in running.items():
         out, errors = process.communicate(timeout=100)
@@ -56,7 +59,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("scenario", ["saturation", "stream"])
+@pytest.mark.parametrize("scenario", ["saturation", "stream", "soak"])
 def test_every_answer_has_its_checkpoint_and_its_trace(results, scenario: str) -> None:
     records = results[scenario]["records"]
     assert records["expected"] > 0
@@ -78,6 +81,30 @@ def test_ibex_stands_beside_its_provider_and_nginx(results, scenario: str) -> No
         assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["p99_9"] <= latency["max"]
     assert contenders["ibex"]["cpu_us_per_request"] > 0
     assert sum(contenders["ibex"]["timeline"]) <= contenders["ibex"]["completed"]
+
+
+def test_a_provider_behind_tls_is_named_and_its_streams_are_held_open(results) -> None:
+    found = results["stream"]
+    assert "over TLS" in found["plan"]["provider"]
+    assert "without TLS" in results["saturation"]["plan"]["provider"]
+    (measured,) = (contender for contender in found["contenders"] if contender["name"] == "ibex")
+    assert measured["held_streams"] == found["plan"]["open_streams"] == 80
+    assert measured["memory_per_stream_bytes"] is not None
+    assert "memory an open stream" in {target["name"] for target in found["targets"]}
+
+
+def test_a_soak_has_open_streams_and_slow_readers_beside_it_and_looks_at_every_process(results) -> None:
+    (measured,) = results["soak"]["contenders"]
+    assert measured["beside"]["open streams"]["completed"] >= 80
+    assert measured["beside"]["slow readers"]["completed"] >= 2
+    assert measured["failures"] == {}
+    assert set(measured["growth"]) == {"worker 0", "recorder"}
+    for held in measured["growth"].values():
+        assert held["memory_bytes"]["last"] > 1 << 20
+        assert held["descriptors"]["last"] > 0
+        assert held["tasks"]["last"] > 0
+        assert held["memory_bytes"]["per_minute"] is None  # too short a run to tell
+    assert "Resident memory" in results["soak"]["page"]
 
 
 @pytest.mark.parametrize("scenario", ["saturation", "stream"])
