@@ -34,10 +34,17 @@ def why_not() -> str | None:
     if shutil.which("ip") is None:
         return "the program `ip` (iproute2) is not installed"
     name = f"ibex-{uuid.uuid4().hex[:8]}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if tried.returncode != 0:
-        return f"no network namespace can be made: {tried.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", name], check=True)
+    attempts = (
+        ("netns", "add", name),
+        ("-n", name, "link", "add", "switch", "type", "bridge"),
+        ("-n", name, "link", "add", "one", "type", "veth", "peer", "name", "other"),
+        ("netns", "delete", name),
+    )
+    for attempt in attempts:
+        tried = subprocess.run(["ip", *attempt], capture_output=True, text=True)
+        if tried.returncode != 0:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+            return f"no network of namespaces can be made: {tried.stderr.strip()}"
     return None
 
 
