@@ -32,13 +32,36 @@ from ibexctl import (
 from ibexctl.bench import command as bench
 from ibexctl.command import Invocation, JsonFlag, command, invocation_of
 from ibexctl.demo import command as demo
+from ibexctl.help import Program
 from ibexctl.output import Answer, OutputFailed, show, show_error
 from ibexctl.top import command as top
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+_ENDING = """\
+\b
+Every command has --help with examples, and --json for programs.
+Settings are read from the environment, else from .env: `ibexctl config show`.
+
+\b
+Exit codes:
+  0    done
+  1    failed: the message says why, and a hint what to do
+  2    wrong usage
+  130  interrupted
+
+\b
+Example:
+  ibexctl serve                            # a node with stores of its own
+  ibexctl smoke                            # is it whole?
+  ibexctl org create acme                  # a tenant …
+  ibexctl agent register bot --org acme    # … an agent of it …
+  ibexctl token mint --org acme            # … and what it presents"""
+
 app = typer.Typer(
     name="ibexctl",
+    cls=Program,
+    epilog=_ENDING,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help takes 0.2 s longer to import than all the rest

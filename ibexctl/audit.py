@@ -26,7 +26,10 @@ def list_events(
     kind: Annotated[Kind | None, typer.Option("--kind", help="What happened to things of this kind alone.")] = None,
     limit: Limit = 50,
 ) -> Answer:
-    """List what operators changed, newest first."""
+    """List what operators, and tokens that mint, changed, newest first.
+
+    An event is written in the transaction of its change. It never holds a secret or a text.
+    """
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         org_id = None if org is None else await operator.directory.find_org(org)

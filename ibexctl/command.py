@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ParamSpec
 
 import typer
 
+from ibexctl.help import Family, Leaf, ending
 from ibexctl.output import Answer, show
 
 P = ParamSpec("P")
@@ -25,7 +26,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 def group(about: str) -> typer.Typer:
     """A family of commands; `--json` may stand before the command's name too."""
-    app = typer.Typer(help=about, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(cls=Family, help=about, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
     @app.callback()
     def remember(ctx: typer.Context, is_json: JsonFlag = False) -> None:
@@ -39,10 +40,13 @@ def invocation_of(ctx: typer.Context) -> Invocation:
     return ctx.ensure_object(Invocation)
 
 
-def command(app: typer.Typer, name: str, *, example: str) -> Callable[[Callable[P, Answer | None]], Callable[P, None]]:
+def command(
+    app: typer.Typer, name: str, *, example: str, exits: Mapping[int, str] | None = None
+) -> Callable[[Callable[P, Answer | None]], Callable[P, None]]:
     """Declare a command of `app`. Its docstring is the help, `example` the help's last lines.
 
-    What the function returns is printed; None means that it has printed its answer itself.
+    `exits` says what exit codes mean, where that is more than that it worked or did not. What the function returns is
+    printed; None means that it has printed its answer itself.
     """
 
     def declare(function: Callable[P, Answer | None]) -> Callable[P, None]:
@@ -67,8 +71,7 @@ def command(app: typer.Typer, name: str, *, example: str) -> Callable[[Callable[
         parameters.append(inspect.Parameter("is_json", keyword, annotation=JsonFlag, default=False))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        lines = "\n".join(f"  {line}" for line in example.splitlines())
-        app.command(name, epilog=f"\b\nExample:\n{lines}")(run)
+        app.command(name, cls=Leaf, epilog=ending(example, exits or {}))(run)
         return run
 
     return declare

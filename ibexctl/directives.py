@@ -45,7 +45,11 @@ def set_directive(
         typer.Option("--mode", help="Before all system messages, after them, or in the first user message."),
     ] = "system_first",
 ) -> Answer:
-    """Put a new version of an agent's directive in force. The text comes from --text, --file or standard input."""
+    """Put a new version of an agent's directive in force. The text comes from --text, --file or standard input.
+
+    It is woven into every request of the agent, within a second while Redis is up, else within 5 s. Versions never
+    change: `directive rollback` puts an older one in force again.
+    """
     from ibex.domain.directives import DirectiveMode, check_directive_text
 
     directive = arguments.read_text(text, file)
@@ -102,7 +106,7 @@ def roll_back_directive(
     agent: Agent,
     version: Annotated[int, typer.Option("--version", metavar="N", min=1, help="The version to put in force again.")],
 ) -> Answer:
-    """Put an older version in force again."""
+    """Put an older version in force again; the newer ones stay."""
     in_force = change(lambda operator: operator.directives.roll_back(AgentId(agent), version))
     return Answer({"agent_id": agent, "version": in_force})
 

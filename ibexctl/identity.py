@@ -42,14 +42,18 @@ _AN_AGENT = "00000000-0000-0000-0000-000000000003"
 
 @command(organizations, "create", example="ibexctl org create acme")
 def create_org(name: Name) -> Answer:
-    """Create an organization."""
+    """Create an organization.
+
+    It starts with a user, Owner, to whom its tokens belong unless another is named, and with the default limit
+    IBEX_RATE_LIMIT_RPM. Next it needs an agent and a token.
+    """
     row = change(lambda operator: operator.identity.create_org(name))
     return Answer(row, notes=(f"Next: ibexctl agent register NAME --org {row['org_id']}",))
 
 
 @command(organizations, "list", example="ibexctl org list")
 def list_orgs() -> Answer:
-    """List every organization."""
+    """List every organization, with its limit and how many agents and valid tokens it has."""
     columns = ("org_id", "name", "status", "rpm", "agent_count", "token_count", "created_at")
     rows = _with_default_limit(operate(lambda operator: operator.directory.list_orgs()))
     table = Table(columns, [[_shown_limit(row)[column] for column in columns] for row in rows])
@@ -58,7 +62,7 @@ def list_orgs() -> Answer:
 
 @command(organizations, "show", example="ibexctl org show acme")
 def show_org(org: Org) -> Answer:
-    """Show one organization."""
+    """Show one organization: its id, status, limit, and how many agents and valid tokens it has."""
 
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.directory.show_org(await operator.directory.find_org(org))
@@ -69,7 +73,11 @@ def show_org(org: Org) -> Answer:
 
 @command(organizations, "limit", example="ibexctl org limit acme --rpm 600")
 def limit_org(org: Org, rpm: Rpm, agent: AgentOption = None) -> Answer:
-    """Limit the requests of an organization, or of one agent of it, in any 60 s."""
+    """Limit the requests of an organization, or of one agent of it, in any 60 s.
+
+    The organization's limit holds for all its agents together, an agent's besides. What is over is answered 429 with
+    Retry-After. In force within a second while Redis is up, else within 5 s.
+    """
 
     async def act(operator: "Operator") -> dict[str, Any]:
         org_id = await operator.directory.find_org(org)
@@ -80,7 +88,11 @@ def limit_org(org: Org, rpm: Rpm, agent: AgentOption = None) -> Answer:
 
 @command(organizations, "suspend", example="ibexctl org suspend acme")
 def suspend_org(org: Org) -> Answer:
-    """Refuse every token of an organization, until `org resume`."""
+    """Refuse every token of an organization, until `org resume`.
+
+    At once while Redis is up, within 5 s whatever happens to it; callers are answered 403 ORG_SUSPENDED. Tokens,
+    agents and records stay as they are.
+    """
     return _change_org_status(org, "suspended")
 
 
@@ -92,7 +104,10 @@ def resume_org(org: Org) -> Answer:
 
 @command(users, "create", example='ibexctl user create "Ada Lovelace" --org acme')
 def create_user(name: Name, org: OrgOption) -> Answer:
-    """Create a user in an organization, to whom tokens can belong."""
+    """Create a user in an organization, to whom tokens can belong.
+
+    Tokens of a person who leaves are then refused together: `user suspend`.
+    """
 
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.identity.create_user(await operator.directory.find_org(org), name)
@@ -103,14 +118,17 @@ def create_user(name: Name, org: OrgOption) -> Answer:
 
 @command(users, "list", example="ibexctl user list --org acme")
 def list_users(org: OrgFilter = None) -> Answer:
-    """List users."""
+    """List users, of all organizations or of one."""
     columns = ("user_id", "org_id", "name", "status", "created_at")
     return listing("users", columns, operate(within(org, lambda directory, org_id: directory.list_users(org_id))))
 
 
 @command(users, "suspend", example=f"ibexctl user suspend {_A_USER}")
 def suspend_user(user: User) -> Answer:
-    """Refuse every token of a user, until `user resume`."""
+    """Refuse every token of a user, until `user resume`.
+
+    At once while Redis is up, within 5 s whatever happens to it; callers are answered 403 USER_SUSPENDED.
+    """
     return _change_status("user", user, "suspended")
 
 
@@ -122,7 +140,10 @@ def resume_user(user: User) -> Answer:
 
 @command(agents, "register", example="ibexctl agent register support-bot --org acme")
 def register_agent(name: Name, org: OrgOption) -> Answer:
-    """Register an agent in an organization."""
+    """Register an agent in an organization: an automated caller, which can have a directive and a limit of its own.
+
+    Callers name it in the header X-IBEX-Agent-ID, beside a token of the same organization.
+    """
 
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.identity.register_agent(await operator.directory.find_org(org), name)
@@ -133,20 +154,23 @@ def register_agent(name: Name, org: OrgOption) -> Answer:
 
 @command(agents, "list", example="ibexctl agent list --org acme")
 def list_agents(org: OrgFilter = None) -> Answer:
-    """List agents."""
+    """List agents, with their limits and the version of the directive in force for each."""
     columns = ("agent_id", "org_id", "name", "status", "rpm", "directive_version", "created_at")
     return listing("agents", columns, operate(within(org, lambda directory, org_id: directory.list_agents(org_id))))
 
 
 @command(agents, "show", example=f"ibexctl agent show {_AN_AGENT}")
 def show_agent(agent: Agent) -> Answer:
-    """Show one agent."""
+    """Show one agent: its organization, status, limit, and the version of its directive in force."""
     return Answer(operate(lambda operator: operator.directory.show_agent(AgentId(agent))))
 
 
 @command(agents, "limit", example=f"ibexctl agent limit {_AN_AGENT} --rpm 60")
 def limit_agent(agent: Agent, rpm: Rpm) -> Answer:
-    """Limit the requests of an agent in any 60 s, within its organization's limit."""
+    """Limit the requests of an agent in any 60 s, within its organization's limit.
+
+    What is over is answered 429 with Retry-After. In force within a second while Redis is up, else within 5 s.
+    """
 
     async def act(operator: "Operator") -> dict[str, Any]:
         row = await operator.directory.show_agent(AgentId(agent))
@@ -157,13 +181,16 @@ def limit_agent(agent: Agent, rpm: Rpm) -> Answer:
 
 @command(agents, "pause", example=f"ibexctl agent pause {_AN_AGENT}")
 def pause_agent(agent: Agent) -> Answer:
-    """Refuse an agent's requests for a while."""
+    """Refuse an agent's requests for a while, until `agent resume`.
+
+    At once while Redis is up, within 5 s whatever happens to it; callers are answered 403 AGENT_SUSPENDED.
+    """
     return _change_status("agent", agent, "paused")
 
 
 @command(agents, "resume", example=f"ibexctl agent resume {_AN_AGENT}")
 def resume_agent(agent: Agent) -> Answer:
-    """Let a paused, suspended or archived agent call again."""
+    """Let a paused, suspended or archived agent call again, with the tokens, limit and directive it had."""
     return _change_status("agent", agent, "active")
 
 

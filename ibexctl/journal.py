@@ -21,6 +21,7 @@ dead_letters = group("Turns that a store refused for their content.")
 app.add_typer(dead_letters, name="dead-letters")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EXITS = {0: "both stores have all of it", 1: "something is left: a store is away, or a worker still writes"}
 _COLUMNS = ("dead_letter_id", "store", "turn_id", "put_aside_at", "reason")
 
 
@@ -83,7 +84,7 @@ def _advise(pressure: float, put_aside: int) -> list[str]:
 
 @command(dead_letters, "list", example="ibexctl journal dead-letters list --limit 20")
 def list_dead_letters(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="At most so many.")] = 100,
 ) -> Answer:
     """List the turns that a store refused for their content, oldest first."""
     settings = read_settings()
@@ -109,7 +110,7 @@ def list_dead_letters(
 
 @command(dead_letters, "replay", example="ibexctl journal dead-letters replay 3 4\nibexctl journal dead-letters replay")
 def replay_dead_letters(
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Which; none: all of them.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(metavar="ID", help="Which; none: all of them.")] = None,
 ) -> Answer:
     """Have the recorder try refused turns once more, when what was wrong has been mended.
 
@@ -133,13 +134,13 @@ def replay_dead_letters(
     return Answer({"replayed": count}, (f"{count} to be tried again.",), (note,) if count else ())
 
 
-@command(app, "deliver", example="ibexctl journal deliver /mnt/lost-node/.ibex/journal")
+@command(app, "deliver", example="ibexctl journal deliver /mnt/lost-node/.ibex/journal", exits=_EXITS)
 def deliver(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The journal's directory, with its segments.")],
 ) -> Answer:
     """Deliver the journal of a node that is lost to this one's stores, and remove what both have.
 
-    Turns that a store has already are not stored twice. Fails when something is left.
+    Turns that a store has already are not stored twice. Run it again when something is left.
     """
     settings = read_settings()
 

@@ -29,7 +29,11 @@ def up(
         bool, typer.Option("--seed", help="Then add the development organization, user, agent and token.")
     ] = False,
 ) -> Answer:
-    """Apply every migration that is pending."""
+    """Apply every migration that is pending, to Postgres first, then to ClickHouse.
+
+    One process at a time; servers of the version before go on beside it. Needs IBEX_POSTGRES_ADMIN_DSN; with embedded
+    stores `ibexctl serve` does it by itself.
+    """
     settings = read_settings()
     if is_seeding and not settings.is_development:
         raise ConfigurationError(
@@ -59,7 +63,10 @@ def down(
     store: Annotated[Store, typer.Option("--store", help="Whose schema.")] = "postgres",
     is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask a person at a terminal first.")] = False,
 ) -> Answer:
-    """Take back the last migration, with the data it holds: one step."""
+    """Take back the last migration, with the data it holds: one step.
+
+    A person at a terminal is asked first.
+    """
     if not is_sure and sys.stdin.isatty() and sys.stdout.isatty():
         typer.confirm(f"Take back the last migration of {store}, and lose what only it can hold?", abort=True, err=True)
 
@@ -75,7 +82,7 @@ def down(
 
 @command(app, "status", example="ibexctl migrate status")
 def status() -> Answer:
-    """Show which migrations are applied, and which are pending."""
+    """Show which migrations are applied, and which are pending, on both stores."""
 
     async def act(migrators: "dict[Store, Migrator]", _addresses: "StoreAddresses") -> list[dict[str, object]]:
         found: list[dict[str, object]] = []

@@ -21,7 +21,8 @@ _SHOWN = 1000
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "reconcile", example="ibexctl reconcile --since 24h")(reconcile)
+    exits = {0: "the stores agree", 1: "they differ, or one of them is away"}
+    command(app, "reconcile", example="ibexctl reconcile --since 24h", exits=exits)(reconcile)
 
 
 def reconcile(
@@ -35,7 +36,7 @@ def reconcile(
         ),
     ] = "10s",  # type: ignore[assignment]
 ) -> Answer:
-    """Compare checkpoints and traces turn by turn, and exit with 1 when they differ.
+    """Compare checkpoints and traces turn by turn: does Postgres have what ClickHouse has?
 
     Counts and sums of each minute and organization are compared first. Turns that still wait in this node's journal
     are no difference; those in other nodes' journals are, so with several nodes give --settle the time they need.
@@ -69,6 +70,7 @@ def compare_stores(settings: "Settings", *, since: timedelta, settle: timedelta)
     """Compare what ended in the time up to `settle` ago, and at most `since` before that. Raises StoreUnavailable."""
 
     async def act(operator: "Operator") -> "Reconciliation":
+        from ibex.recorder.reconciliation import kept_part
         from ibex.recorder.reconciliation import reconcile as compare
         from ibex.recorder.survey import survey_journal
         from ibex.stores.tallies import Period
@@ -76,6 +78,7 @@ def compare_stores(settings: "Settings", *, since: timedelta, settle: timedelta)
         until = (datetime.now(UTC) - settle).replace(microsecond=0)  # ClickHouse keeps no more than milliseconds
         survey = survey_journal(settings)  # before the stores: what is delivered meanwhile still counts as pending
         org_ids = await operator.all_org_ids()
-        return await compare(survey, operator.sessions, operator.traces, org_ids, Period(until - since, until))
+        period = kept_part(Period(until - since, until), timedelta(days=settings.checkpoint_retention_days))
+        return await compare(survey, operator.sessions, operator.traces, org_ids, period)
 
     return operate(act, settings=settings, clickhouse=True)

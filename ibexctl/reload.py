@@ -9,7 +9,8 @@ from ibexctl.output import Answer
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "reload", example="ibexctl reload")(reload)
+    exits = {0: "every process has a successor", 1: "it was refused, or one did not start: the old ones go on"}
+    command(app, "reload", example="ibexctl reload", exits=exits)(reload)
 
 
 def reload() -> Answer:

@@ -25,7 +25,8 @@ _STORES = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "serve", example="ibexctl serve\nibexctl serve --port 9000 --workers 4")(serve)
+    exits = {0: "it ended, and cut nobody", 1: "it did not start, or the end of IBEX_SHUTDOWN_TIMEOUT cut a request"}
+    command(app, "serve", example="ibexctl serve\nibexctl serve --port 9000 --workers 4", exits=exits)(serve)
 
 
 def serve(
@@ -49,8 +50,9 @@ def serve(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then let what is under way finish; a second one does not wait.
 
-    Starts the proxy's workers, the recorder, and the stores that are embedded. Fails when the end of the time to finish
-    (IBEX_SHUTDOWN_TIMEOUT) cut a request.
+    Starts the proxy's workers, the recorder, and the stores that are embedded: PostgreSQL, Valkey and ClickHouse where
+    no address of your own is given. When it serves it says where, and a line that tries it. `ibexctl reload` replaces
+    its processes without a refused request.
     """
     settings = read_settings(host=host, port=port, workers=workers)
     is_json = invocation_of(ctx).is_json

@@ -65,7 +65,10 @@ def show_session(
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many checkpoints. Else: all.")
     ] = None,
 ) -> Answer:
-    """Show a session and its checkpoints, oldest first."""
+    """Show a session and its checkpoints, oldest first: one for each turn that brought a reply, or a part of one.
+
+    turn_index counts from 0 without gaps. Texts are shown only where they were kept (IBEX_CAPTURE_CONTENT).
+    """
 
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.sessions.show(external_id, AgentId(agent), limit)

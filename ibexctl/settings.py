@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 app = group("Settings: what they are, and whether they work.")
 
+_EXITS = {0: "ibex could serve, though there may be warnings", 1: "something would keep it from serving"}
 _MASK = "**********"
 _ADDRESSES = ("_dsn", "_url", "_proxy", "_endpoint")
 
@@ -80,11 +81,11 @@ def _describe(origin: "Origin", file: Path) -> str:
     return f"{file if origin.source == 'settings file' else origin.source} ({origin.name})"
 
 
-@command(app, "check", example="ibexctl config check")
+@command(app, "check", example="ibexctl config check", exits=_EXITS)
 def check_settings() -> Answer:
     """Try what the settings name: each store and its rights, the clocks, the disk, the model provider.
 
-    Changes and starts nothing. Fails when something would keep ibex from serving.
+    Changes and starts nothing.
     """
     import asyncio
 

@@ -20,14 +20,12 @@ _COLUMNS = ("process", "pid", "up", "uptime", "restarts", "memory", "facts")
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "status", example="ibexctl status")(status)
+    exits = {0: "one runs", 1: "none runs on this data directory"}
+    command(app, "status", example="ibexctl status\nibexctl status --json", exits=exits)(status)
 
 
 def status() -> Answer:
-    """Show the running server and its processes.
-
-    Fails when none runs on this data directory.
-    """
+    """Show the running server: its address, its processes, what is under way, and what waits in the journal."""
     settings = read_settings()
 
     from ibex.server.status import request_status

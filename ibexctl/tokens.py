@@ -130,7 +130,10 @@ def rotate(
         ),
     ] = None,
 ) -> Answer:
-    """Mint a successor of a token; the old one stays valid for a while, so that callers can change over."""
+    """Mint a successor of a token; the old one stays valid for a while, so that callers can change over.
+
+    The new one has the same name, owner, agent and permissions, and is shown once, now.
+    """
     old, row, bearer = change(
         lambda operator: operator.identity.rotate_token(token, grace=grace, expires_in=expires_in)
     )
@@ -178,7 +181,11 @@ def revoke(
         typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="All tokens bound to this agent."),
     ] = None,
 ) -> Answer:
-    """Revoke a token, or many: every server refuses it at once. Doing it twice does no harm."""
+    """Revoke a token, or many: every server refuses it at once. Doing it twice does no harm.
+
+    At once means within a quarter of a second while Redis is up, and within 5 s whatever happens to it. A revoked
+    token cannot be brought back; its row stays, for the record.
+    """
     if token is not None:
         if org is not None or agent is not None:
             raise typer.BadParameter("Name one token, or all by --org and --agent, not both.")

@@ -43,7 +43,10 @@ def list_traces(
     ] = None,
     limit: Limit = 50,
 ) -> Answer:
-    """List traces, newest first."""
+    """List traces, newest first: one for each request that reached for a provider, however it ended.
+
+    A trace is there half a second after its reply; refused requests leave none. They are kept for 90 days.
+    """
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         agent_id = None if agent is None else AgentId(agent)
@@ -65,7 +68,10 @@ def show_trace(
         ),
     ],
 ) -> Answer:
-    """Show the traces of a turn or of a request, with the time each stage took."""
+    """Show the traces of a turn or of a request, with the time each stage took.
+
+    A reply names its turn in X-IBEX-Turn-ID and its request in X-Request-ID.
+    """
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         return await operator.traces.show(trace, org_ids=await operator.all_org_ids())

@@ -82,7 +82,8 @@ def test_a_call_of_ibexctl_in_the_text_names_a_command_that_exists(page: str) ->
                 break
             assert words[0] in command.commands, call
             command = command.commands[words.pop(0)]
-        options = {name for parameter in (*ROOT_COMMAND.params, *command.params) for name in parameter.opts}
+        parameters = (*ROOT_COMMAND.params, *command.params)
+        options = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
         for option in re.findall(r"(?<!\S)\[?(--[a-z-]+)", " ".join(words)):
             assert option in options | {"--help"}, call
 

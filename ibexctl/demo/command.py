@@ -9,8 +9,10 @@ from ibexctl.output import Answer
 
 app = group("Demonstrations: ibex broken on purpose, on a server of its own, and counted.")
 
+_EXITS = {0: "every promise was kept", 1: "one was broken: it says which"}
 
-@command(app, "crash", example="ibexctl demo crash")
+
+@command(app, "crash", example="ibexctl demo crash", exits=_EXITS)
 def crash(
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="N", min=1, max=600, help="How long the clients ask.")
@@ -21,14 +23,14 @@ def crash(
     While clients ask, kill -9 hits a worker, then the recorder, then every process at once, stores included. The server
     is started again on the same data, and every turn whose end a client saw is looked for in both stores.
 
-    Exits with 1 when one is missing or stands there twice.
+    Promised: none is missing, and none stands there twice.
     """
     from ibexctl.demo.crash import demonstrate
 
     return demonstrate(seconds).answer()
 
 
-@command(app, "cut", example="ibexctl demo cut\nibexctl demo cut --at 1000 --step 10")
+@command(app, "cut", example="ibexctl demo cut\nibexctl demo cut --at 1000 --step 10", exits=_EXITS)
 def cut(
     at: Annotated[
         int | None,
@@ -41,14 +43,14 @@ def cut(
     The provider breaks the connection off after 0, 1, 2 … bytes of a stream. One cut is shown as it looks without ibex
     and through it; all are judged: the whole events that came, then an error, and no end that looks whole.
 
-    Exits with 1 when a client could take a broken stream for a whole one, or gets a torn event.
+    Promised: no client can take a broken stream for a whole one, or gets a torn event.
     """
     from ibexctl.demo.cut import demonstrate
 
     return demonstrate(at, step).answer()
 
 
-@command(app, "hang", example="ibexctl demo hang")
+@command(app, "hang", example="ibexctl demo hang", exits=_EXITS)
 def hang(
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="N", min=1, max=600, help="How long the clients ask meanwhile.")
@@ -59,7 +61,7 @@ def hang(
     While clients ask, Redis is stopped in its tracks: it takes connections and answers nothing. Meanwhile one client
     asks for more than its limit allows, and a token is revoked.
 
-    Exits with 1 when a request fails or waits, a limit is exceeded, or the revoked token is still served after 5 s.
+    Promised: no request fails or waits, no limit is exceeded, and the revoked token is refused within 5 s.
     """
     from ibexctl.demo.hang import demonstrate
 

@@ -25,7 +25,8 @@ ibexctl top --once --json"""
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "top", example=_EXAMPLE)(top)
+    exits = {0: "it was left", 1: "no server runs on this data directory"}
+    command(app, "top", example=_EXAMPLE, exits=exits)(top)
 
 
 def top(

@@ -33,15 +33,15 @@ def _command(command: Any, path: str, level: int) -> str:
     context = command.context_class(command, info_name=path)
     parts = [f"{'#' * level} {path}", _prose(command.help)]
     usage = " ".join(word for word in command.collect_usage_pieces(context) if word != "[OPTIONS]")
-    records = [
-        parameter.get_help_record(context)
-        for parameter in command.params
-        if not EVERYWHERE & set(getattr(parameter, "opts", ()))
-    ]
+    records = [*command.records(context)["Arguments"], *command.records(context)["Options"]]
     if usage:
         parts.append(f"`{path} {usage}`")
-    if rows := [f"- `{' '.join(names.split())}`: {_prose(text)}" for names, text in filter(None, records)]:
+    shown = [(names, text) for names, text in records if not any(name in names for name in EVERYWHERE)]
+    if rows := [f"- `{' '.join(names.split())}`: {_prose(text)}" for names, text in shown]:
         parts.append("\n".join(rows))
+    exits = re.findall(r"^  ([0-9]+)  (.+)$", command.epilog.partition("Example:\n")[0], flags=re.MULTILINE)
+    if exits:
+        parts.append("Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in exits))
     example = re.sub(r"^  ", "", command.epilog.partition("Example:\n")[2], flags=re.MULTILINE)
     parts.append(f"```console\n{example}\n```")
     return "\n\n".join(parts)

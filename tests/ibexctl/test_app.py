@@ -29,15 +29,6 @@ def leaves() -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("words", leaves(), ids=" ".join)
-def test_the_help_of_every_command_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*words, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "Example:" in shown
-    assert f"ibexctl {' '.join(words)}" in shown.partition("Example:")[2]
-    assert "--json" in shown
-
-
 @pytest.mark.parametrize("words", [["--help"], ["org", "--help"], ["serve", "--help"], ["token", "mint", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     program = (
