@@ -50,8 +50,8 @@ IN_STEPS = {"org erase": "tests/ibexctl/test_org_data.py"}
 """Commands of many transactions: their events are looked at there."""
 
 NOT_AUDITED = {
-    "bench", "demo crash", "demo cut", "demo hang", "top", "serve", "recorder", "reload", "reconcile", "smoke", "status",
-    "version", "migrate up", "migrate down", "migrate status", "config show", "config check",
+    "bench", "demo crash", "demo cut", "demo hang", "top", "serve", "recorder", "reload", "reconcile", "smoke",
+    "status", "version", "migrate up", "migrate down", "migrate status", "config show", "config check",
     "journal status", "journal deliver", "journal dead-letters replay",
 }  # fmt: skip
 """Commands about processes, files and schemas, which belong to no tenant."""
