@@ -41,6 +41,7 @@ RUN: dict[tuple[str, str], str] = {
     ("docs/cli.md", "ibexctl journal dead-letters replay 3 4"): "tests/ibexctl/test_journal.py",
     ("docs/clients.md", "curl "): "tests/acceptance/test_clients_page.py",
     ("docs/operations.md", "ibexctl migrate up"): CLI_PAGE,
+    ("docs/operations.md", "ibexctl migrate status"): CLI_PAGE,
 }
 """Page and beginning of the command, and the test that runs it. The longest beginning holds."""
 
@@ -63,6 +64,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/deployment.md", "helm "): CLUSTER,
     ("docs/deployment.md", "kubectl "): CLUSTER,
     ("docs/operations.md", "psql "): OWN_SERVERS,
+    ("docs/operations.md", "pg_dump "): OWN_SERVERS,
+    ("docs/operations.md", "pg_restore "): OWN_SERVERS,
     ("docs/performance.md", "ibexctl bench"): MINUTES,
     ("docs/performance.md", "pip install py-spy"): OTHER_PROGRAM,
     ("docs/performance.md", "py-spy "): OTHER_PROGRAM,

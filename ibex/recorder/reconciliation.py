@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -40,6 +40,18 @@ class Reconciliation:
     pending: Mapping[str, int]
     """Turns of the period that wait in this node's journal, by store: they are no difference."""
     differences: Sequence[Difference]
+
+
+_TRACES_KEPT = timedelta(days=90)
+"""ClickHouse's TTL."""
+_EXPIRING = timedelta(hours=2)
+"""What is so near its end may be gone from one store alone: the times of a turn are an hour apart at most."""
+
+
+def kept_part(period: Period, retention: timedelta) -> Period:
+    """The part of a period of which both stores have everything still; no `retention` of checkpoints is for ever."""
+    oldest = datetime.now(UTC) - min(retention or _TRACES_KEPT, _TRACES_KEPT) + _EXPIRING
+    return Period(min(max(period.since, oldest), period.until), period.until)
 
 
 async def reconcile(

@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from ibex.stores.postgres import Postgres, translated
+from ibex.stores.postgres_address import PostgresAddress
 from ibex.stores.redis_subscription import boot_time
 
 ChangeKind = Literal["organization", "user", "agent", "token", "limit", "directive"]
@@ -49,7 +50,10 @@ _POLL = """
 with s as materialized (
     select pg_snapshot_xmin(pg_current_snapshot()) as xmin,
            pg_is_in_recovery() as is_standby,
-           case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end as timeline,
+           case when not pg_is_in_recovery() then concat_ws(
+               '/', left(pg_walfile_name(pg_current_wal_lsn()), 8),
+               (select oid from pg_database where datname = current_database()), 'ibex_core.changes'::regclass::oid
+           ) end as timeline,
            $2::bigint is null or exists (
                select from ibex_core.changes where change_id = $2 and changed_at = $3::timestamptz
            ) as has_newest
@@ -78,6 +82,7 @@ class _Position:
     newest: _Newest | None
     """None while there is no change at all."""
     timeline: str | None = None
+    """The server's timeline, and the ids of database and table: those of a dump that was restored are new."""
     seen: frozenset[int] = frozenset()
     """The changes from the cursor on that have been told."""
 
@@ -100,7 +105,7 @@ class ChangeFeed:
     """
 
     def __init__(self, dsn: str, *, deadline: float = 1.0) -> None:
-        self._dsn = dsn
+        self._address = PostgresAddress.parse(dsn)
         self._deadline = deadline
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._position: _Position | None = None
@@ -128,17 +133,19 @@ class ChangeFeed:
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = self._connection = await asyncpg.connect(
-                self._dsn, timeout=self._deadline, server_settings=_SESSION_SETTINGS
+                self._address.dsn, timeout=self._deadline, server_settings=_SESSION_SETTINGS, **self._address.options
             )
         now = boot_time()
         position = None if now - self._answered_at > _FORGET_SECONDS else self._position
         is_reset = position is None
+        await connection.execute(_TRANSACTION)
         if position is not None:
             rows = await _fetch(connection, position)
             is_reset = _is_another_history(rows[0], position)
         if position is None or is_reset:
             position = await _begin(connection)
             rows = await _fetch(connection, position)
+        await connection.execute("commit")
         if rows[0]["is_standby"]:
             self._drop()  # the next question may reach the primary
             return Changes(is_reset=False, is_standby=True, rows=())
@@ -195,12 +202,15 @@ def _change(row: asyncpg.Record) -> Change:
     return Change(row["kind"], row["entity_id"], row["changed_at"].timestamp())
 
 
-_SESSION_SETTINGS = {
-    "application_name": "ibex change feed",
-    # A generic plan guesses that a third of the table matches, and reads all of it.
-    "plan_cache_mode": "force_custom_plan",
-    "enable_seqscan": "off",
-}
+_SESSION_SETTINGS = {"application_name": "ibex change feed"}
+
+# Settings and questions in one transaction: behind a pooler the next may have another connection. A generic plan
+# guesses that a third of the table matches, and reads all of it.
+_TRANSACTION = """
+begin isolation level read committed read only;
+set local plan_cache_mode = force_custom_plan;
+set local enable_seqscan = off
+"""
 
 
 async def prune_changes(postgres: Postgres, *, batch: int = 5_000) -> int:

@@ -78,6 +78,7 @@ _COLUMN_NAMES = [column.name for column in _COLUMNS]
 TRACE_COLUMNS = (*_COLUMN_NAMES, "inserted_at")
 """What a trace read back has, in order."""
 
+
 class TraceStore:
     """The table `llm_traces`. Every read names the organizations whose rows it may see."""
 

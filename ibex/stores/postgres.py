@@ -15,6 +15,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from ibex.domain.identity import OrgId, TokenId
 from ibex.errors import IbexError, StoreError, StoreRefused, StoreUnavailable
+from ibex.stores.postgres_address import PostgresAddress
 from ibex.telemetry import Metrics
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
@@ -81,6 +82,8 @@ def _translate(error: asyncpg.PostgresError) -> StoreError:
     is_stale = isinstance(error, asyncpg.InvalidCachedStatementError)  # a migration ran meanwhile; it is prepared anew
     if is_stale or state[:2] in _UNAVAILABLE_CLASSES or state in _UNAVAILABLE_STATES:
         return StoreUnavailable(f"Postgres is not available ({type(error).__name__}, {state}).")
+    if state == "26000":
+        return StoreRefused("A pooler stands before Postgres: its DSN needs the parameter pgbouncer=true.")
     return StoreRefused(f"Postgres refused the statement ({type(error).__name__}, {state}).")
 
 
@@ -106,9 +109,10 @@ class Postgres:
 
         Up to `min_size` are opened now if Postgres answers within a second; if it does not, this succeeds all the same.
         """
+        address = PostgresAddress.parse(dsn)
         with translated():
             pool = await asyncpg.create_pool(
-                dsn,
+                address.dsn,
                 init_size=0,
                 min_size=0,
                 max_size=max(min_size, max_size),
@@ -116,6 +120,7 @@ class Postgres:
                 reset=_keep,
                 timeout=_CONNECT_SECONDS,
                 server_settings={"application_name": name[:63]},
+                **address.options,
             )
         self = cls(pool, metrics)
         await self._warm_up(min_size)

@@ -19,6 +19,7 @@ from ibex.domain.identity import (
 from ibex.errors import ConfigurationError, OperatorError, StoreError, StoreUnavailable
 from ibex.stores.migrations import AppliedMigration, Migration, Migrator, check_applied, find_migrations
 from ibex.stores.postgres import translated
+from ibex.stores.postgres_address import PostgresAddress
 
 _LOCK = 0x1BE8_5C4E
 """The advisory lock of whoever migrates."""
@@ -152,7 +153,15 @@ grant select on ibex_core.schema_migrations to ibex_app;
 async def postgres_migrator(
     admin_dsn: str, *, holder: str | None = None, lock_timeout: float = 30
 ) -> AsyncIterator[Migrator]:
-    """A migrator on a connection of its own. `holder` is the name others see who wait for its lock."""
+    """A migrator on a connection of its own. `holder` is the name others see who wait for its lock.
+
+    Raises ConfigurationError when a pooler is in between: the lock is the connection's.
+    """
+    if PostgresAddress.parse(admin_dsn).is_pooled:
+        raise ConfigurationError(
+            "Migrations need a connection that stays theirs, and the admin DSN goes through a pooler (pgbouncer=true).",
+            hint="Let IBEX_POSTGRES_ADMIN_DSN name Postgres itself.",
+        )
     async with _connected(
         admin_dsn, holder or f"ibex migrate, process {os.getpid()} on {socket.gethostname()}"
     ) as connection:
@@ -163,7 +172,8 @@ async def check_schema(dsn: str) -> None:
     """Raise SchemaMismatch, naming the command, unless this version of ibex can serve on the schema as it is."""
     async with _connected(dsn, "ibex schema check") as connection:
         with translated():
-            applied = await _read_applied(connection)
+            async with connection.transaction(readonly=True):
+                applied = await _read_applied(connection)
     check_applied("postgres", find_migrations("postgres"), applied)
 
 
@@ -191,8 +201,11 @@ _SEED: tuple[tuple[str, tuple[object, ...]], ...] = (
 
 @asynccontextmanager
 async def _connected(dsn: str, name: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    address = PostgresAddress.parse(dsn)
     with translated():
-        connection = await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": name[:63]})
+        connection = await asyncpg.connect(
+            address.dsn, timeout=10, server_settings={"application_name": name[:63]}, **address.options
+        )
     try:
         yield connection
     finally:
