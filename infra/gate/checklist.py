@@ -1,6 +1,6 @@
 """The checklist of Milestone 2.6.2, line by line."""
 
-from infra.gate import documents, functionality, operations, security
+from infra.gate import documents, functionality, operations, security, tenancy
 from infra.gate.jaeger import Jaeger
 from infra.gate.performance import Benchmarks
 from infra.gate.proof import HouseLine, Line, LoneLine
@@ -18,7 +18,7 @@ def make_checklist(jaeger_url: str | None = None) -> tuple[Line, ...]:
         HouseLine("Functionality", "Trace visible ≤ 500 ms", functionality.visibility),
         LoneLine("Security", "The whole matrix", security.matrix),
         HouseLine("Security", "Revoked ≤ 5 s", security.revocation),
-        HouseLine("Security", "Cross-tenant refused in all cases", security.tenancy),
+        HouseLine("Security", "Cross-tenant refused in all cases", tenancy.refusals),
         LoneLine("Performance", "p99 overhead < 20 ms at 100 concurrent", benchmarks.overhead),
         LoneLine("Performance", "Cache hit rate > 90 %", benchmarks.cache_hits),
         LoneLine("Performance", "Streaming load (reported beside it)", benchmarks.streaming),

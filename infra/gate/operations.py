@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from ibex.telemetry import Metrics
@@ -18,7 +19,6 @@ from infra.gate.proof import Proof, Status, judge
 from infra.gate.site import Site
 
 _SPAN_SECONDS = 20.0
-_JOURNAL_SECONDS = 10.0
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-")
 
 
@@ -44,21 +44,27 @@ async def metrics(site: Site) -> Proof:
     """Every metric of the catalogue in a scrape, each sample with the labels it is declared with and no id in them."""
     async with site.client.get(site.house.facts["metrics_url"]) as response:
         families = {family.name: family for family in text_string_to_metric_families(await response.text())}
-    catalogue = {metric.name.removesuffix("_total"): metric for metric in Metrics()}
-    missing = sorted(catalogue.keys() - families.keys())
-    faults = [f"{name} is missing" for name in missing]
-    series = silent = 0
-    for name, metric in catalogue.items():
-        samples = families[name].samples if name in families else []
-        series += len(samples)
-        silent += not samples
-        faults += [f"{name} has no value" for _ in range(not samples and not metric.label_names and name in families)]
-        wrong = [s for s in samples if set(s.labels) - {"le"} != set(metric.label_names)]
-        ids = [s for s in samples if any(_UUID.search(value) for value in s.labels.values())]
-        faults += [f"{name} has other labels" for _ in wrong[:1]] + [f"{name} has an id in a label" for _ in ids[:1]]
+    catalogue = {metric.name.removesuffix("_total"): metric.label_names for metric in Metrics()}
+    faults = [f"{name} {fault}" for name, labels in catalogue.items() if (fault := _fault(families.get(name), labels))]
+    shown = [families[name].samples for name in catalogue if name in families]
     how = "`/metrics` of the house against the catalogue in the code"
-    figure = f"{len(catalogue)} of {len(catalogue)} metrics, {series} samples, {silent} whose labels did not occur yet"
+    figure = (
+        f"{len(shown)} of {len(catalogue)} metrics, {sum(map(len, shown))} samples,"
+        f" {shown.count([])} whose labels did not occur yet"
+    )
     return judge(not faults, how, "; ".join(faults) or figure)
+
+
+def _fault(family: Metric | None, label_names: tuple[str, ...]) -> str:
+    """What is wrong with a metric as it was scraped; nothing when nothing is."""
+    if family is None:
+        return "is missing"
+    if not family.samples and not label_names:
+        return "has no value"
+    if any(set(sample.labels) - {"le"} != set(label_names) for sample in family.samples):
+        return "has other labels than it declares"
+    values = [value for sample in family.samples for value in sample.labels.values()]
+    return "has an id in a label" if any(map(_UUID.search, values)) else ""
 
 
 async def spans(site: Site) -> Proof:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
+
+_END_SECONDS = 30.0
 
 IBEXCTL = (sys.executable, "-m", "ibexctl")
 
@@ -45,10 +48,20 @@ async def run_program(*words: str | Path, environ: Mapping[str, str] | None = No
     try:
         out, err = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.terminate()  # a benchmark stops its own server on SIGTERM
-            await process.wait()
+        await _end(process)
     return Done(process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """As by Ctrl-C, on which benchmarks and tests stop what they started; killed when it does not end."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 async def ctl(

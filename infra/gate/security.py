@@ -1,4 +1,4 @@
-"""Who is let in: the security matrix, how soon a revocation holds, and other tenants' things."""
+"""Who is let in: the security matrix, and how soon a revocation holds."""
 
 import asyncio
 import os
@@ -9,12 +9,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from itertools import product
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 from xml.etree import ElementTree
 
-from infra.gate.caller import Caller, ask, question
+from ibex.domain.identity import DEV_ORG_ID
+from infra.gate.caller import Caller, ask
 from infra.gate.programs import ROOT, run_program
 from infra.gate.proof import Proof, judge
 from infra.gate.site import Site
@@ -57,7 +56,7 @@ async def revocation(site: Site) -> Proof:
 
 async def _revoke_one(site: Site) -> float:
     """Seconds for which a revoked token was still good; more than any bar when it never was refused."""
-    minted = await site.house.ctl("token", "mint", "--org", _DEV_ORG, "--name", "gate")
+    minted = await site.house.ctl("token", "mint", "--org", str(DEV_ORG_ID), "--name", "gate")
     caller = Caller(site.house.url, minted["token"], site.developer.agent_id)
     warm = await asyncio.gather(*(ask(site.fresh, caller, path="/v1/internal/auth-probe") for _ in range(20)))
     if any(answer.status != 200 for answer in warm):
@@ -90,53 +89,3 @@ async def _redis_hung(site: Site) -> AsyncIterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-class _Route(NamedTuple):
-    path: str
-    is_chat: bool
-
-
-_DEV_ORG = "00000000-0000-0000-0000-000000000001"
-
-
-async def tenancy(site: Site) -> Proof:
-    """Every route that needs a caller, with tokens, agents and paths of two organizations, in every wrong mixture."""
-    ours, theirs = await asyncio.gather(*(_make_tenant(site, name) for name in ("gate-ours", "gate-theirs")))
-    refused = passed = wrong = right = 0
-    for home, away in ((ours, theirs), (theirs, ours)):
-        for bearer, agent, org in product(home.bearers, (home.agent, away.agent), (None, home.org, away.org)):
-            caller = Caller(site.house.url, bearer, agent)
-            is_own = agent == home.agent and org in {None, home.org}
-            for route in _routes(org):
-                for body in (question("x"), question("x", is_streaming=True)) if route.is_chat else (None,):
-                    status = (await ask(site.client, caller, body, path=route.path)).status
-                    if is_own:
-                        right, passed = right + 1, passed + (status == 200)
-                    else:
-                        wrong, refused = wrong + 1, refused + (status == 403)
-    how = "two organizations' tokens, agents and paths, each with each, on every route that asks who is calling"
-    figure = f"{refused} of {wrong} mixtures refused with 403, {passed} of {right} proper calls served"
-    return judge(refused == wrong and passed == right and wrong > 0, how, figure)
-
-
-class _Tenant(NamedTuple):
-    org: str
-    agent: str
-    bearers: tuple[str, str]
-    """One for any agent of the organization, one bound to its agent."""
-
-
-async def _make_tenant(site: Site, name: str) -> _Tenant:
-    org = (await site.house.ctl("org", "create", name))["org_id"]
-    agent = (await site.house.ctl("agent", "register", "clerk", "--org", org))["agent_id"]
-    free = await site.house.ctl("token", "mint", "--org", org)
-    bound = await site.house.ctl("token", "mint", "--org", org, "--agent", agent)
-    return _Tenant(org, agent, (free["token"], bound["token"]))
-
-
-def _routes(org: str | None) -> list[_Route]:
-    if org is not None:
-        return [_Route(f"/v1/orgs/{org}/chat/completions", True), _Route(f"/v1/orgs/{org}/auth-probe", False)]
-    lookups = ("/v1/models", "/v1/models/gpt-4o-mini", "/v1/internal/auth-probe")
-    return [_Route("/v1/chat/completions", True), *(_Route(path, False) for path in lookups)]
