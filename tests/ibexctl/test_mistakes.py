@@ -116,7 +116,8 @@ def test_an_id_that_nothing_has(ibexctl: Run, command: str) -> None:
 
 
 def test_a_schema_that_is_older_than_the_code(ibexctl: Run, on_stores: Mapping[str, str]) -> None:
-    assert ibexctl("migrate", "down", "--yes").code == 0
+    while ibexctl("migrate", "down", "--yes", "--json").data["reverted"]:
+        pass  # not every single step takes something away that `org create` needs
     assert_told(ibexctl("org", "create", "acme"), "Postgres refused the statement", "`ibexctl migrate status`")
     assert_told(run_apart("serve", "--port", "0"), "this version of ibex needs", "`ibexctl migrate up`")
 
