@@ -79,7 +79,7 @@ def serve_nginx(program: str, upstream: Target) -> Iterator[Nginx | None]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield Nginx(port, process.pid) if _is_listening(process, port) else None
+            yield Nginx(port, process.pid) if is_listening(process, port) else None
         finally:
             process.terminate()
             process.wait()
@@ -92,8 +92,9 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _is_listening(process: "subprocess.Popen[bytes]", port: int) -> bool:
-    deadline = time.monotonic() + _START_SECONDS
+def is_listening(process: "subprocess.Popen[bytes]", port: int, *, within: float = _START_SECONDS) -> bool:
+    """Wait until somebody listens on a port of loopback; whether that was before the process ended or time was up."""
+    deadline = time.monotonic() + within
     while process.poll() is None and time.monotonic() < deadline:
         with socket.socket() as sock:
             if sock.connect_ex(("127.0.0.1", port)) == 0:
