@@ -38,12 +38,6 @@ class ReplyFacts:
     finish_reasons: tuple[str, ...]
 
 
-class _Named(msgspec.Struct, gc=False):
-    id: Any = None
-    model: Any = None
-    choices: Any = None
-
-
 class _Completion(msgspec.Struct, gc=False):
     usage: Any = None
 
@@ -51,6 +45,12 @@ class _Completion(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     index: Any = 0
     finish_reason: Any = None
+
+
+class _Named(msgspec.Struct, gc=False):
+    id: Any = None
+    model: Any = None
+    choices: list[_Choice] | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -84,8 +84,7 @@ def read_reply_facts(data: bytes, finish_reasons: Iterable[Any] | None = None) -
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         named = _Named()
     if finish_reasons is None:
-        choices = named.choices if isinstance(named.choices, list) else []
-        finish_reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+        finish_reasons = [choice.finish_reason for choice in named.choices or ()]
     return ReplyFacts(
         completion_id=named.id if isinstance(named.id, str) else None,
         model=named.model if isinstance(named.model, str) else None,

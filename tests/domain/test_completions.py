@@ -2,7 +2,7 @@
 
 import pytest
 
-from ibex.domain.completions import Fate, StreamReader, Usage, read_usage
+from ibex.domain.completions import Fate, ReplyFacts, StreamReader, Usage, read_reply_facts, read_usage
 
 
 def test_usage_is_read_from_a_reply() -> None:
@@ -80,3 +80,33 @@ def test_an_error_item_is_a_failure_in_any_shape(data: bytes) -> None:
 @pytest.mark.parametrize("data", [None, b"", b"hello", b'{"error":null}', b"{", b'{"choices":"odd"}', b"\xff", b"7"])
 def test_what_is_not_understood_passes_by(data: bytes | None) -> None:
     assert StreamReader(hides_usage=True).take(data) is Fate.RELAY
+
+
+@pytest.mark.parametrize(
+    ("body", "facts"),
+    [
+        (
+            b'{"id":"c","model":"m","choices":[{"finish_reason":"stop","message":{"content":"x"}}]}',
+            ("c", "m", ("stop",)),
+        ),
+        (b'{"id":1,"model":null,"choices":[{"finish_reason":2},{}]}', (None, None, ())),
+        (b'{"id":"c","choices":"none"}', (None, None, ())),
+        (b"no json", (None, None, ())),
+        (b"[]", (None, None, ())),
+        (b'{"id":"\xff"}', (None, None, ())),
+    ],
+)
+def test_a_reply_says_of_itself_what_can_be_believed(body: bytes, facts: tuple[object, ...]) -> None:
+    assert read_reply_facts(body) == ReplyFacts(*facts)  # type: ignore[arg-type]
+
+
+def test_a_stream_says_it_in_its_last_chunk_and_each_choice_in_its_own() -> None:
+    reader = StreamReader(hides_usage=False)
+    for data in (
+        b'{"id":"c","model":"m","choices":[{"index":1,"finish_reason":"length"}]}',
+        b'{"id":"c","model":"m","choices":[{"index":0,"finish_reason":"stop"}]}',
+        b"[DONE]",
+    ):
+        reader.take(data)
+
+    assert reader.facts() == ReplyFacts("c", "m", ("stop", "length"))
