@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PathDistribution, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,33 @@ def test_it_migrates_and_serves_from_real_stores_in_production(
     assert {process["name"] for process in node["processes"]} >= {"worker 0", "recorder"}
     assert reply["choices"][0]["message"]["content"] == "IBEX_OK"
     assert list(installation.elsewhere.iterdir()) == []
+
+
+def test_it_measures_what_answers_at_an_address(installation: Installation) -> None:
+    with installation.running("python", "-m", "ibex.sandbox", environ={}) as said:
+        measured = bench(installation, "saturation", said.split()[-1])
+    assert measured["completed"] > 0
+
+
+@pytest.mark.skipif(find_spec("locust") is None, reason="locust comes with the extra [bench]")
+def test_it_measures_by_its_own_locustfile(installation: Installation) -> None:
+    (metadata,) = installation.packages.glob("ibex_proxy-*.dist-info")
+    for required in requirements_of(PathDistribution(metadata), frozenset({"bench"})):
+        link_into(installation.packages, required)
+    with installation.running("python", "-m", "ibex.sandbox", environ={}) as said:
+        measured = bench(installation, "overhead", said.split()[-1])
+    assert measured["completed"] > 0
+
+
+def bench(installation: Installation, scenario: str, address: str) -> Any:
+    """What a short benchmark saw of an address; its verdict is the machine's."""
+    words = (scenario, "--against", address, "--duration", "1", "--users", "2", "--json")
+    done = installation.run("ibexctl", "bench", *words)
+    assert done.returncode in {0, 1}, done.stderr
+    found = json.loads(done.stdout)
+    assert "contenders" in found, found
+    (measured,) = found["contenders"]
+    return measured
 
 
 def chat(url: str, bearer: str, agent: str) -> Any:
