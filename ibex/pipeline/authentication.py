@@ -139,6 +139,8 @@ class Authenticator:
             if entry.is_void or former.read_at >= entry.read_at:
                 return
         self._cache.put(key, entry)
+        if entry.is_void:  # a worker that has just started is told everything anew
+            self._rereader.hurry()
 
     async def _find(self, bearer: str, key: Key, address: str) -> tuple[Entry, bool]:
         """The entry after whatever waiting it takes, and whether it was remembered."""

@@ -37,16 +37,16 @@ class Rereader:
         self._cache = cache
         self._tell = tell
         self._is_failing = False
-        self._all_is_void = asyncio.Event()
+        self._is_hurried = asyncio.Event()
         follower.listen(self._hear)
 
     async def run(self) -> NoReturn:
-        """Read again what is due every other second, and at once after a reset, for ever."""
+        """Read again what is due every other second, and at once when it is hurried, for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PAUSE_SECONDS):
-                    await self._all_is_void.wait()
-            self._all_is_void.clear()
+                    await self._is_hurried.wait()
+            self._is_hurried.clear()
             try:
                 await self.reread_due()
             except StoreError as error:
@@ -82,9 +82,13 @@ class Rereader:
                 renewed.told_at = entry.told_at
                 self._cache.put(key, renewed)
 
+    def hurry(self) -> None:
+        """Read again soon: whoever is void when Postgres goes away is refused for as long as it is away."""
+        self._is_hurried.set()
+
     def _hear(self, kind: str, _: UUID | None) -> None:
-        if kind == "reset":  # whoever is not read again before Postgres goes away would then be refused
-            self._all_is_void.set()
+        if kind == "reset":
+            self.hurry()
 
     async def _tell_of_use(self, keys: list[Key]) -> None:
         moment = now()

@@ -13,7 +13,7 @@ from ibex.errors import (
 )
 from ibex.pipeline import rereading
 from ibex.pipeline.changes import now
-from ibex.pipeline.principals import KNOWN_SECONDS, Entry
+from ibex.pipeline.principals import KNOWN_SECONDS, Entry, decode_fill, encode_fill
 from ibex.telemetry import spawn
 from tests.conftest import PostgresDatabase
 from tests.pipeline.conftest import Door
@@ -58,6 +58,20 @@ async def test_after_a_reset_everybody_is_read_again_at_once(door: Door, monkeyp
     door.feed._position = replace(door.feed._position, timeline="another server")
 
     await door.poll()
+
+    assert door.entry.is_void
+    await eventually(lambda: not door.entry.is_void)
+
+
+async def test_whom_a_new_worker_is_told_of_is_read_again_at_once(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rereading, "PAUSE_SECONDS", 3600)
+    await door.enter()
+    told = decode_fill(door.shared.pop())
+    door.authenticator._cache.drop(next(iter(door.authenticator._cache._entries)))
+    door.tasks.append(spawn(door.authenticator.reread_forever(), name="test rereads"))
+    await asyncio.sleep(0)
+
+    door.authenticator.take_shared(encode_fill(told.credential, door.follower._reset_at - 1))
 
     assert door.entry.is_void
     await eventually(lambda: not door.entry.is_void)

@@ -161,6 +161,25 @@ async def test_a_server_that_has_lost_the_newest_change_is_a_reset(
     assert await ids(feed) == []
 
 
+@pytest.mark.parametrize(("hours", "is_reset"), [(46, True), (49, False)])
+async def test_a_newest_change_that_may_have_been_pruned_is_not_missed(
+    feed: ChangeFeed, postgres_database: PostgresDatabase, hours: int, is_reset: bool
+) -> None:
+    connection = await asyncpg.connect(postgres_database.admin_dsn)
+    try:
+        await connection.execute(
+            "insert into ibex_core.changes (kind, entity_id, changed_at)"
+            " values ('token', gen_random_uuid(), now() - $1 * interval '1 hour')",
+            hours,
+        )
+        assert len(await ids(feed)) == 1
+        await connection.execute("delete from ibex_core.changes")
+    finally:
+        await connection.close()
+    assert (await feed.poll()).is_reset is is_reset
+    assert await ids(feed) == []
+
+
 async def test_a_day_without_an_answer_is_a_reset(feed: ChangeFeed) -> None:
     feed._answered_at -= 24 * 3600 - 60
     assert await ids(feed) == []
