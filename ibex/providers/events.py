@@ -49,6 +49,9 @@ class EventSplitter:
             if buffer[0] not in b"\r\n" and not _EVENT_END.search(buffer, max(0, self._searched)):
                 return self._keep_waiting()
             data = bytes(buffer)
+        elif self._is_one_plain_event(data):
+            self._ends_in_cr = False
+            return [data]
         events, start = self._split(data)
         self._buffer = bytearray(data[start:] if start else data)
         self._searched = 0
@@ -62,6 +65,16 @@ class EventSplitter:
         event = bytes(self._buffer)
         self._buffer = bytearray()
         return [event]
+
+    def _is_one_plain_event(self, data: bytes) -> bool:
+        """Whether these are one event and no more, without a CR: what most providers write at a time."""
+        return (
+            data.endswith(b"\n\n")
+            and data.find(b"\n\n") == len(data) - 2
+            and data[0] != _LF
+            and b"\r" not in data
+            and len(data) <= self._limit
+        )
 
     def _keep_waiting(self) -> list[bytes]:
         """Nothing is whole; what comes before an event that is too large has been handed out by now."""

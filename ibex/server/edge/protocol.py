@@ -100,7 +100,11 @@ class EdgeProtocol(RequestHandler):
             while not self._force_close:
                 message, payload = await self._next_message()
                 head = message if isinstance(message, RequestHead) else self._read_head(message)
-                reply = await self._answer(self._serve(self, head, payload))
+                self._request_in_progress = True
+                try:
+                    reply = await self._serve(self, head, payload)
+                finally:
+                    self._note_answered()
                 if not reply.keep_alive or self._close or not payload.is_eof():
                     break
                 self._wait_for_the_next()
@@ -139,14 +143,10 @@ class EdgeProtocol(RequestHandler):
             self._resume_reading_if_drained()
         return message
 
-    async def _answer(self, reply: Awaitable[Ended]) -> Ended:
-        self._request_in_progress = True
-        try:
-            return await reply
-        finally:
-            self._request_in_progress = False
-            if self._handler_waiter is not None and not self._handler_waiter.done():
-                self._handler_waiter.set_result(None)
+    def _note_answered(self) -> None:
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
 
     def _wait_for_the_next(self) -> None:
         close_at = self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout

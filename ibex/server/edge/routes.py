@@ -93,7 +93,7 @@ class Routes:
                 return candidate, found[1]
         raise NotFound(f"There is no such path. There is: {', '.join(route.template for route in self._table)}.")
 
-    async def _serve_chat(self, inbound: Inbound, reply: WireReply, path_parameter: str | None = None) -> None:
+    def _serve_chat(self, inbound: Inbound, reply: WireReply, path_parameter: str | None = None) -> Awaitable[None]:
         check_declared_body(inbound, self._settings)
         headers = inbound.head.headers
         call = Call(
@@ -110,7 +110,7 @@ class Routes:
             read_body=lambda: read_body(inbound, self._settings),
             headers=inbound.reply_headers,
         )
-        await self._chat.serve(call, reply)
+        return self._chat.serve(call, reply)
 
 
 def _shape(template: str) -> re.Pattern[str]:
