@@ -80,7 +80,7 @@ async def served(http: aiohttp.ClientSession, node: Node, tenant: Tenant, count:
 async def until(node: Node, tenant: Tenant, http: aiohttp.ClientSession, wanted: set[tuple[int, str | None]]) -> float:
     """Ask on until the answer is among the wanted; the seconds it took."""
     began = time.monotonic()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await chat(http, node, tenant))[:2] not in wanted:  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.05)
     return time.monotonic() - began
@@ -88,7 +88,7 @@ async def until(node: Node, tenant: Tenant, http: aiohttp.ClientSession, wanted:
 
 async def recorded(cluster: Cluster, tenant: Tenant, turns: Sequence[UUID]) -> None:
     """Every turn is in both stores, once, and their indexes have neither gaps nor doubles."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(found := await cluster.checkpoints(tenant)) < len(turns):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.1)
         while len(traces := await asyncio.to_thread(cluster.traces, tenant)) < len(turns):  # noqa: ASYNC110
