@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ibex.runtime import Operator
 
 EXPECTED = "IBEX_OK"
+DEFAULT_ADDRESS = "http://localhost:8080"
 RECORD_SECONDS = 30.0
 """How long the recorder may take to deliver two turns before the check fails."""
 
@@ -93,8 +94,14 @@ def register(app: typer.Typer) -> None:
 
 def smoke(
     addr: Annotated[
-        str, typer.Option("--addr", metavar="URL", envvar="IBEX_PROXY_ADDR", help="Where the proxy listens.")
-    ] = "http://localhost:8080",
+        str | None,
+        typer.Option(
+            "--addr",
+            metavar="URL",
+            envvar="IBEX_PROXY_ADDR",
+            help=f"Where the proxy listens. Else: the server on this data directory, or {DEFAULT_ADDRESS}.",
+        ),
+    ] = None,
     agent: Annotated[
         str,
         typer.Option(
@@ -125,7 +132,9 @@ def smoke(
     if agent_id is None:
         raise typer.BadParameter(f"{agent!r} is not an agent's id.", param_hint="--agent")
     if not self_contained:
-        return _answer(_smoke(Run(Proxy(addr.rstrip("/"), token, agent), read_settings()), AgentId(agent_id), model))
+        settings = read_settings()
+        address = addr or _running_address(settings) or DEFAULT_ADDRESS
+        return _answer(_smoke(Run(Proxy(address.rstrip("/"), token, agent), settings), AgentId(agent_id), model))
     from ibexctl.trial import own_server
 
     with own_server() as (address, settings):
@@ -139,6 +148,16 @@ def _smoke(run: Run, agent_id: AgentId, model: str) -> Run:
     run.try_("stream", lambda: _check_stream(run, model))
     run.try_("record", lambda: _check_record(run, agent_id))
     return run
+
+
+def _running_address(settings: "Settings") -> str | None:
+    """Where the server on this data directory listens, if one runs."""
+    from ibex.server.status import request_status
+
+    try:
+        return request_status(settings).url
+    except ServerNotRunning:
+        return None
 
 
 def _answer(run: Run) -> Answer:

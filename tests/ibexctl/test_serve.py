@@ -174,7 +174,7 @@ def test_commands_work_on_the_running_server_and_it_hears_of_changes(server: Ser
 
 
 def test_smoke_passes_and_looks_into_the_record(server: Server) -> None:
-    done = run_apart("smoke", "--addr", server.url, "--json", **server.environ)
+    done = run_apart("smoke", "--json", **server.environ)
     assert done.code == 0, done
     assert done.data["upstream"] == "sandbox"
     assert [(check["name"], check["result"]) for check in done.data["checks"]] == [
