@@ -23,7 +23,7 @@ log = logging.getLogger("ibex.changes")
 
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 0.25
-"""From one question to the next while Postgres is away: it is not to be believed away for longer than it is."""
+"""The same while an answer is missed: Postgres is not to be believed away for longer than it is."""
 LONGEST_WAIT = 1.0
 """How long a request waits for one more answer of Postgres."""
 TRUST_SECONDS = 5.0
@@ -137,18 +137,28 @@ class ChangeFollower:
             self._reset()
 
     async def run(self) -> NoReturn:
-        """Ask each second, and more often while Postgres is away, for ever."""
+        """Ask each second, and sooner where an answer is missed, for ever."""
         while True:
             began = now()
             await self._polls.run(None, self._ask)
             self._forget_old()
-            interval = AWAY_SECONDS if self._is_away else POLL_SECONDS
-            await asyncio.sleep(max(0.05, interval - (now() - began)))
+            await self._rest(began + POLL_SECONDS)
 
     async def close(self) -> None:
         """Stop asking."""
         await self._polls.close()
         await self._feed.close()
+
+    async def _rest(self, until: float) -> None:
+        """Wait for the next question, though not long while Postgres is away or has not answered since Redis is heard.
+
+        What Redis tells is of use only since an answer of Postgres (`_hears_redis`).
+        """
+        while True:
+            await asyncio.sleep(max(0.05, min(AWAY_SECONDS, until - now())))
+            since = self._subscription.unbroken_since
+            if self._is_away or (since is not None and since > self._heard_at) or now() >= until:
+                return
 
     async def _is_back(self) -> bool:
         """Whether Postgres answers one more question, which all who wait share: it may be back since the last one."""

@@ -207,6 +207,16 @@ async def test_while_it_is_away_postgres_is_asked_more_often(door: Door, monkeyp
     await asyncio.gather(run, return_exceptions=True)
 
 
+async def test_a_subscription_is_of_use_soon_after_it_is_made(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "POLL_SECONDS", 3600)
+    run = spawn(door.follower.run(), name="test feed")
+    await eventually(lambda: door.follower._heard_at > 0)
+    door.subscription.unbroken_since = door.subscription.last_pong_sent_at = now()
+    await eventually(door.follower._hears_redis)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+
+
 async def test_a_subscription_is_worth_nothing_unless_unbroken_since_postgres_answered(door: Door) -> None:
     await door.hear_redis()
     await door.lose_postgres()
