@@ -33,7 +33,7 @@ def describe_features(settings: "Settings", counted: Counted | None, log_bytes: 
     """Each feature that costs time, whether it was on, and what shows it."""
     evidence = _evidence(counted) if counted is not None else {}
     spans = f"{settings.otel_sample_ratio:.0%} of requests sampled" + (
-        "" if settings.otel_endpoint else ", no collector"
+        "" if settings.otel_exports else ", no collector"
     )
     return {
         "authentication": evidence.get("authentication", "on"),

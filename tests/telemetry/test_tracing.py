@@ -1,6 +1,8 @@
 """Which requests leave spans, what these say, and W3C's context in and out."""
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -9,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from ibex.config import Settings
+from ibex.config import Settings, load_settings
 from ibex.domain.completions import ReplyFacts
 from ibex.domain.turns import Outcome, Turn
 from ibex.errors import ConfigurationError
@@ -258,3 +260,42 @@ async def test_an_unsampled_request_costs_no_span(receiver: Receiver, monkeypatc
 )
 def test_what_is_no_traceparent_is_ignored(header: str) -> None:
     assert parse_traceparent(header) is None
+
+
+def test_grpc_that_is_not_installed_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+
+    with pytest.raises(ConfigurationError, match="gRPC, which is not installed") as refused:
+        Tracing(Settings(otel_endpoint="http://127.0.0.1:9", otel_protocol="grpc"), "worker 0", Metrics())
+
+    assert "otlp-grpc" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["collector:4317", "http://", "https://user:s3cret@collector", "http://collector/?key=s3cret", "ftp://x"],
+)
+def test_an_endpoint_that_is_none_is_refused_without_being_quoted(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_ENDPOINT: write http") as refused:
+        load_settings({"IBEX_ENV_FILE": os.devnull, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_variables_of_traces_alone_win_over_the_general_ones() -> None:
+    settings = load_settings(
+        {
+            "IBEX_ENV_FILE": os.devnull,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://all:4318",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+            "OTEL_EXPORTER_OTLP_HEADERS": "a=1",
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=2",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "2000",
+            "OTEL_SERVICE_NAME": "proxy",
+        }
+    )
+
+    assert (settings.otel_protocol, settings.otel_timeout_ms, settings.otel_service_name) == ("grpc", 2000, "proxy")
+    assert settings.otel_headers is not None
+    assert settings.otel_headers.get_secret_value() == "a=2"
