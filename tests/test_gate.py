@@ -225,7 +225,7 @@ async def test_every_place_names_the_same_version() -> None:
 
 @pytest.mark.parametrize(
     "prove",
-    [documents.current_state, documents.development_guide, documents.env_example],
+    [documents.current_state, documents.development_guide, documents.decisions, documents.env_example],
     ids=lambda prove: prove.__name__,
 )
 async def test_the_documents_that_the_gate_asks_for_are_there(prove: Callable[[], Awaitable[Proof]]) -> None:
