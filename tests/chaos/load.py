@@ -123,7 +123,8 @@ class Load:
             except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
                 sight.end, sight.why = End.BROKEN, f"{type(error).__name__}: {error}"
                 await asyncio.sleep(0.05)
-            self.sights.append(sight)
+            finally:
+                self.sights.append(sight)  # also of a test that has failed: the books are those of the next one too
             if self._pause:
                 await asyncio.sleep(random.uniform(0, 2 * self._pause))
 

@@ -91,3 +91,4 @@ async def test_a_store_that_hangs_holds_up_neither_callers_nor_the_other_store(c
         ordered = sorted(lags[turn_id] for turn_id in turns)
         middle, late = (ordered[len(ordered) * part // 100].total_seconds() for part in (50, 99))
         log.info("traces while %s hung: visible after %.3f s (p50), %.3f s (p99)", engine, middle, late)
+    assert house.ctl("reconcile", "--settle", "1s")["is_consistent"]
