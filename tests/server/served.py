@@ -82,8 +82,9 @@ async def served(settings: Settings, *arguments: str) -> AsyncIterator[Served]:
 
 
 def with_upstream(settings: Settings, sandbox: Sandbox) -> Settings:
-    """The same with this provider, and with limits out of the way."""
-    return settings.model_copy(update={"openai_base_url": sandbox.base_url, "rate_limit_rpm": 100_000})
+    """The same with this provider, limits out of the way, and few words: nobody reads them before the end."""
+    changes = {"openai_base_url": sandbox.base_url, "rate_limit_rpm": 1_000_000, "access_log": False}
+    return settings.model_copy(update=changes)
 
 
 @dataclass(frozen=True, slots=True)

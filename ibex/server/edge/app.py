@@ -79,8 +79,8 @@ class HttpServer:
         return Unfinished(self.in_flight - streams + self._edge.count_untaken(), streams)
 
     def withdraw(self) -> None:
-        """Serve on, and say at /ready that this will end."""
-        self._operations.is_draining = True
+        """Serve on, say at /ready that this will end, and have clients find their next connection elsewhere."""
+        self._middleware.is_draining = self._operations.is_draining = True
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on these sockets."""
