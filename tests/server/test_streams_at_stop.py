@@ -11,6 +11,7 @@ from ibex.recorder.survey import survey_journal
 from ibex.sandbox import Sandbox
 from tests.conftest import PostgresDatabase, run_clickhouse
 from tests.server.served import ask, served, with_upstream
+from tests.telemetry.otlp import attributes, http_receiver
 
 STREAMS = 200
 
@@ -58,16 +59,18 @@ async def test_200_open_streams_end_byte_for_byte_as_without_the_stop(
 async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
     settings: Settings, headers: dict[str, str]
 ) -> None:
+    changes = {"shutdown_timeout": 0.5, "workers": 1, "clickhouse_dsn": Secret("http://127.0.0.1:9/nowhere")}
     async with Sandbox.serve() as sandbox:
-        hasty = with_upstream(settings, sandbox).model_copy(
-            update={"shutdown_timeout": 0.5, "workers": 1, "clickhouse_dsn": Secret("http://127.0.0.1:9/nowhere")}
-        )
-        async with served(hasty) as server, asyncio.TaskGroup() as tasks:
-            began = [asyncio.Event() for _ in range(3)]
-            endless = [tasks.create_task(ask(server.url, headers, a_stream(hang_after=2), event)) for event in began]
-            for event in began:
-                await event.wait()
-            code, errors = await server.stop()
+        with http_receiver() as receiver:
+            traced = {"otel_endpoint": receiver.endpoint, "otel_sample_ratio": 1.0}
+            hasty = with_upstream(settings, sandbox).model_copy(update={**changes, **traced})
+            async with served(hasty) as server, asyncio.TaskGroup() as tasks:
+                began = [asyncio.Event() for _ in range(3)]
+                body = a_stream(hang_after=2)
+                endless = [tasks.create_task(ask(server.url, headers, body, event)) for event in began]
+                for event in began:
+                    await event.wait()
+                code, errors = await server.stop()
     *_, error, cut, journal = errors.splitlines()
 
     assert code == 1
@@ -75,4 +78,6 @@ async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
     assert error.endswith(" s, and cut what was not finished, at the end of IBEX_SHUTDOWN_TIMEOUT:")
     assert cut.strip() == "worker 0: 3 streams"
     assert journal == "The journal keeps 3 turns for the next start to deliver."
+    statuses = [attributes(span).get("http.response.status_code") for span in receiver.spans]
+    assert statuses.count(200) == 3, "the last spans leave before the worker does"
     assert not any(stream.result().wire.endswith(b"0\r\n\r\n") for stream in endless)
