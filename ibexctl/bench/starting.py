@@ -31,7 +31,7 @@ def run_start(plan: Plan) -> Result:
         progress.begin("ibexctl --help")
         result.starts["help"] = median(_time_help() for _ in range(_TIMES))
         direct = Outcome(name=DIRECT, title="provider alone")
-        _burst(direct, upstream, None, plan.users, upstream)
+        burst(direct, upstream, None, plan.users, upstream)
         result.outcomes.append(direct)
         settings = server_settings(plan, upstream)
         begun = time.monotonic()
@@ -48,6 +48,31 @@ def run_start(plan: Plan) -> Result:
     return result
 
 
+def burst(outcome: Outcome, target: Target, callers: Callers | None, users: int, upstream: Target) -> None:
+    """One request of each user, all at once; the users' own connections are there already."""
+    made = 0
+
+    def look(_tick: Tick) -> None:
+        nonlocal made
+        made = max(made, count_connections(upstream.port))
+
+    load = Load(
+        host=target.host,
+        port=target.port,
+        is_tls=target.is_tls,
+        authority=target.authority_file,
+        users=users,
+        seconds=1.0,
+        warmup_seconds=0.0,
+        think_seconds=1.5,  # longer than it lasts: nobody asks twice
+        requests=build_requests(target, callers, users=users, stream_share=0.0),
+    )
+    with running_generator(load, look) as generator:
+        generator.warm()
+        outcome.fill(generator.measure())
+    outcome.upstream_connections = made
+
+
 def _start_beside(result: Result, settings: dict[str, Any], callers: Callers, upstream: Target) -> None:
     """Start nodes on the stores of the first; the last of them has a burst as its first requests."""
     took = []
@@ -57,7 +82,7 @@ def _start_beside(result: Result, settings: dict[str, Any], callers: Callers, up
             took.append(time.monotonic() - begun)
             if number == _TIMES - 1:
                 outcome = Outcome(name=IBEX, title="ibex, just started")
-                _burst(outcome, Target.parse(node.address), callers, result.plan.users, upstream)
+                burst(outcome, Target.parse(node.address), callers, result.plan.users, upstream)
                 result.outcomes.append(outcome)
     result.starts["ready"] = median(took)
 
@@ -81,28 +106,3 @@ def _stores_of(trial: Trial) -> dict[str, Any]:
         "redis_url": Secret(found.redis),
         "clickhouse_dsn": Secret(found.clickhouse),
     }
-
-
-def _burst(outcome: Outcome, target: Target, callers: Callers | None, users: int, upstream: Target) -> None:
-    """One request of each user, all at once; the users' own connections are there already."""
-    made = 0
-
-    def look(_tick: Tick) -> None:
-        nonlocal made
-        made = max(made, count_connections(upstream.port))
-
-    load = Load(
-        host=target.host,
-        port=target.port,
-        is_tls=target.is_tls,
-        authority=target.authority_file,
-        users=users,
-        seconds=1.0,
-        warmup_seconds=0.0,
-        think_seconds=1.5,  # longer than it lasts: nobody asks twice
-        requests=build_requests(target, callers, users=users, stream_share=0.0),
-    )
-    with running_generator(load, look) as generator:
-        generator.warm()
-        outcome.fill(generator.measure())
-    outcome.upstream_connections = made

@@ -1,17 +1,23 @@
 """The parts of a benchmark: how growth is told, how a load is paced, and which options contradict each other."""
 
 import os
+from datetime import UTC, datetime
 
 import pytest
 
 from ibex.server.status import describe_process
 from ibexctl.bench.callers import Target, build_requests
+from ibexctl.bench.certificates import own_certificates
+from ibexctl.bench.contest import Result
 from ibexctl.bench.growth import LEAST_SECONDS, Growth, slope
 from ibexctl.bench.lean import running_generator, running_provider
 from ibexctl.bench.load import Load
+from ibexctl.bench.outcome import Outcome
 from ibexctl.bench.plan import Scenario, make_plan
-from ibexctl.bench.processes import count_connections
+from ibexctl.bench.processes import Cores, count_connections
 from ibexctl.bench.responder import Answers, Stream
+from ibexctl.bench.starting import burst
+from ibexctl.bench.verdict import judge
 
 
 def test_a_slope_is_that_of_the_nearest_line() -> None:
@@ -61,6 +67,31 @@ def test_a_load_is_paced_by_its_warm_up_and_a_slow_reader_takes_its_time() -> No
     assert read.failed == 0
     assert read.events == 9 * read.completed > 0
     assert read.latency_total / read.completed > 0.5
+
+
+def test_a_burst_asks_once_for_each_user_and_counts_what_it_takes_upstream() -> None:
+    with running_provider("ibexctl.bench.responder", "--delay-ms", "50") as port:
+        target, outcome = Target("127.0.0.1", port), Outcome(name="direct", title="provider alone")
+        burst(outcome, target, None, 8, target)
+    assert (outcome.completed, outcome.failures, outcome.upstream_connections) == (8, {}, 8)
+    assert outcome.latency.quantile(0.5) > 0.05
+
+
+def test_the_sandbox_speaks_tls_under_the_authority_of_the_run() -> None:
+    with own_certificates() as made, running_provider("ibex.sandbox", "--certificate", str(made.server)) as port:
+        target = Target("127.0.0.1", port, is_tls=True, authority_file=str(made.authority))
+        outcome = Outcome(name="direct", title="provider alone")
+        burst(outcome, target, None, 2, target)
+        assert (outcome.completed, outcome.failures) == (2, {})
+
+
+def test_starts_are_judged_by_what_people_wait_for() -> None:
+    plan = make_plan(Scenario.START, users=8, seconds=None, workers=1, tokens=None)
+    outcome = Outcome(name="ibex", title="ibex, just started", completed=8)
+    starts = {"help": 0.2, "first": 9.0, "ready": 1.6}
+    result = Result(plan=plan, at=datetime.now(UTC), machine={}, cores=Cores(), outcomes=[outcome], starts=starts)
+    verdicts = {check.name: check.is_passed for check in judge(result)}
+    assert verdicts == {"failed requests": True, "ibexctl --help": True, "serve ready, stores running": False}
 
 
 def test_a_request_can_ask_for_another_stream() -> None:
