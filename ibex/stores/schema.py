@@ -1,6 +1,8 @@
 """Postgres' schema: how migrations run on it, what serving needs of it, and the development seed."""
 
+import asyncio
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +25,9 @@ from ibex.stores.postgres_address import PostgresAddress
 
 _LOCK = 0x1BE8_5C4E
 """The advisory lock of whoever migrates."""
+
+_ATTEMPTS = 10
+_LOCK_WAIT_MS = 2000
 
 _OLDEST_SERVER = 15
 """The first with unique constraints in which nulls are equal."""
@@ -63,22 +68,32 @@ class PostgresTarget:
 
     async def apply(self, migration: Migration) -> None:
         """Run `up_sql` and note it, in one transaction."""
-        with _explained(migration):
-            async with self._connection.transaction():
-                await self._connection.execute(migration.up_sql)
-                await self._connection.execute(
-                    "insert into ibex_core.schema_migrations (number, name, checksum) values ($1, $2, $3)",
-                    *(migration.number, migration.name, migration.checksum),
-                )
+        note = "insert into ibex_core.schema_migrations (number, name, checksum) values ($1, $2, $3)"
+        await self._run(migration, migration.up_sql, note, migration.number, migration.name, migration.checksum)
 
     async def revert(self, migration: Migration) -> None:
         """Run `down_sql` and strike the note out, in one transaction."""
-        with _explained(migration):
-            async with self._connection.transaction():
-                await self._connection.execute(migration.down_sql)
-                await self._connection.execute(
-                    "delete from ibex_core.schema_migrations where number = $1", migration.number
-                )
+        strike = "delete from ibex_core.schema_migrations where number = $1"
+        await self._run(migration, migration.down_sql, strike, migration.number)
+
+    async def _run(self, migration: Migration, sql: str, note: str, *values: int | str) -> None:
+        """Both statements or neither; begun again when a server that works on the tables is in the way.
+
+        A lock that is waited for stops all who come after it, so it is not waited for long.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            with _explained(migration):
+                try:
+                    async with self._connection.transaction():
+                        await self._connection.execute(f"set local lock_timeout = {_LOCK_WAIT_MS}")
+                        await self._connection.execute(sql)
+                        await self._connection.execute(note, *values)
+                except (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError):
+                    if attempt == _ATTEMPTS:
+                        raise
+                else:
+                    return
+            await asyncio.sleep(random.uniform(0.2, 0.5) * attempt)  # noqa: S311 - jitter
 
     def _check_server(self) -> None:
         version = self._connection.get_server_version()

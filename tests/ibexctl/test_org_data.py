@@ -13,15 +13,20 @@ import asyncpg
 import pytest
 import redis
 
+from ibex.domain.directives import DirectiveMode
 from ibex.domain.identity import DEV_ORG_ID, AgentId, OrgId, TokenId
 from ibex.domain.turns import encode_turn
 from ibex.recorder.ledger import Batch, Ledger, Place, Refusal
+from ibex.runtime import clickhouse_migrator
 from ibex.stores.clickhouse import TraceStore
+from ibex.stores.directives import DirectiveAdmin
 from ibex.stores.idempotency import idempotency_key
+from ibex.stores.identity_admin import IdentityAdmin
 from ibex.stores.postgres import Postgres
 from ibex.stores.sessions import SessionStore
 from tests.conftest import run_clickhouse
 from tests.ibexctl.conftest import Run
+from tests.tenants import make_tenant
 from tests.turns import make_turn
 
 TURNS = 30
@@ -30,9 +35,7 @@ TURNS = 30
 @pytest.fixture
 def orgs(ibexctl: Run, on_stores: Mapping[str, str], data_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two organizations with rows in every table of both stores, keys in Redis, and a dead letter each."""
-    assert ibexctl("migrate", "up").code == 0
-    made = [make_org(ibexctl, name) for name in ("acme", "bolt")]
-    asyncio.run(record(on_stores, made))
+    made = asyncio.run(make_orgs(on_stores))
     with redis.from_url(on_stores["IBEX_REDIS_URL"]) as client:
         for org in made:
             client.set(f"ibex:rate:{{{org['org_id']}}}", 1)
@@ -42,13 +45,20 @@ def orgs(ibexctl: Run, on_stores: Mapping[str, str], data_dir: Path) -> tuple[di
     return made[0], made[1]
 
 
-def make_org(ibexctl: Run, name: str) -> dict[str, Any]:
-    org = ibexctl("org", "create", name, "--json").data
-    agent = ibexctl("agent", "register", f"{name}'s agent", "--org", name, "--json").data
-    token = ibexctl("token", "mint", "--org", name, "--json").data
-    assert ibexctl("org", "limit", name, "--rpm", 7).code == 0
-    assert ibexctl("directive", "set", agent["agent_id"], "--text", f"You work for {name}.").code == 0
-    return {**org, "agent_id": agent["agent_id"], **{key: token[key] for key in ("token_id", "bearer") if key in token}}
+async def make_orgs(stores: Mapping[str, str]) -> list[dict[str, Any]]:
+    owner = await Postgres.connect(stores["IBEX_POSTGRES_ADMIN_DSN"], name="test owner")
+    made = []
+    for name in ("acme", "bolt"):
+        tenant = await make_tenant(IdentityAdmin(owner), name)
+        await IdentityAdmin(owner).set_limit(tenant.org_id, 7)
+        await DirectiveAdmin(owner).set(tenant.agent_id, f"You work for {name}.", DirectiveMode.SYSTEM_FIRST)
+        ids = {key: str(getattr(tenant, key)) for key in ("org_id", "user_id", "agent_id", "token_id")}
+        made.append({"name": name, **ids})
+    await owner.close()
+    async with clickhouse_migrator(stores["IBEX_CLICKHOUSE_DSN"]) as migrator:
+        await migrator.up()
+    await record(stores, made)
+    return made
 
 
 @asynccontextmanager
@@ -165,8 +175,6 @@ def test_an_export_overwrites_nothing(
 
 
 async def test_traces_are_scanned_page_by_page(clickhouse_dsn: str) -> None:
-    from ibex.runtime import clickhouse_migrator
-
     async with clickhouse_migrator(clickhouse_dsn) as migrator:
         await migrator.up()
     traces, org_id = TraceStore(clickhouse_dsn), OrgId(uuid4())

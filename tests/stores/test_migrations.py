@@ -1,6 +1,7 @@
 """Migrations: up, down and up again, one migrator at a time, and never over a file that was changed."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -125,6 +126,38 @@ async def test_a_migration_that_fails_leaves_nothing(target: PostgresTarget) -> 
         await migrator.up()
     assert (await migrator.status())[-1].state == "pending"
     assert await Migrator(target, [*KNOWN, ONE_MORE]).up() == [ONE_MORE]
+
+
+async def test_a_migration_begins_again_when_a_recorder_is_in_its_way(
+    target: PostgresTarget, postgres_database: PostgresDatabase
+) -> None:
+    """The recorder locks sessions before checkpoints, this migration the other way round: one of them must give way."""
+    crossing = "alter table ibex_core.checkpoints add column a int; alter table ibex_core.sessions add column b int"
+    recorder = await asyncpg.connect(postgres_database.dsn)
+    await recorder.execute("begin; lock table ibex_core.sessions in row exclusive mode")
+    migrating = asyncio.ensure_future(Migrator(target, [*KNOWN, ONE_MORE._replace(up_sql=crossing)]).up())
+    waiting = "select count(*) from pg_locks where not granted and relation = 'ibex_core.sessions'::regclass"
+    while not await recorder.fetchval(waiting):  # noqa: ASYNC110 - the condition is the server's
+        await asyncio.sleep(0.01)
+    with contextlib.suppress(asyncpg.DeadlockDetectedError):
+        await recorder.execute("lock table ibex_core.checkpoints in row exclusive mode")
+    await recorder.execute("rollback")
+    assert len(await migrating) == 1
+    await recorder.close()
+
+
+async def test_a_migration_that_cannot_have_its_locks_says_so(
+    target: PostgresTarget, postgres_database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ibex.stores.schema._LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("ibex.stores.schema._ATTEMPTS", 2)
+    busy = await asyncpg.connect(postgres_database.dsn)
+    await busy.execute("begin; lock table ibex_core.sessions in row exclusive mode")
+    adding = ONE_MORE._replace(up_sql="alter table ibex_core.sessions add column b int")
+    with pytest.raises(OperatorError, match=f"{adding.label} failed.*lock timeout"):
+        await Migrator(target, [*KNOWN, adding]).up()
+    await busy.close()
+    assert len(await Migrator(target, [*KNOWN, adding]).up()) == 1
 
 
 async def test_a_schema_one_migration_ahead_is_served_and_two_are_not(

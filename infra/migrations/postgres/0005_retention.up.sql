@@ -1,11 +1,5 @@
 -- What ends: checkpoints by their age, organizations by erasure.
 
--- An organization is `erasing` from the moment its erasure begins until its row goes with the last of its rows. Its tokens
--- are refused as those of a suspended one are, and turns that still come are dropped.
-alter table ibex_core.organizations drop constraint organizations_status_check;
-alter table ibex_core.organizations add constraint organizations_status_check
-    check (status in ('active', 'suspended', 'erasing'));
-
 -- Retention goes by the database's clock, which also gives the indexes of a session in this order: what is old in a
 -- session is its beginning. Reconciliation finds the checkpoints of a period by it as well.
 create index on ibex_core.checkpoints (recorded_at);
@@ -40,3 +34,10 @@ create function ibex_core.prune_checkpoints(age interval, batch integer, out che
     end;
 revoke execute on function ibex_core.prune_checkpoints(interval, integer) from public;
 grant execute on function ibex_core.prune_checkpoints(interval, integer) to ibex_app;
+
+-- An organization is `erasing` from the moment its erasure begins until its row goes with the last of its rows. Its tokens
+-- are refused as those of a suspended one are, and turns that still come are dropped. Last, since the lock on organizations
+-- stops every look-up of a caller, and must not last as long as the index takes.
+alter table ibex_core.organizations drop constraint organizations_status_check;
+alter table ibex_core.organizations add constraint organizations_status_check
+    check (status in ('active', 'suspended', 'erasing'));
