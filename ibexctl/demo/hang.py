@@ -46,7 +46,7 @@ class _Outage:
 
 def demonstrate(seconds: float) -> Finding:
     """Hang the Redis of a server of its own in the middle of so long a load."""
-    with own_trial(has_quiet_log=False, log_level="warning") as trial:
+    with own_trial(has_quiet_log=False, log_level="warning", rate_limit_on_outage="local") as trial:
         story = Story()
         callers, limited, doomed = (register_callers(trial.settings, 1) for _ in range(3))
         _limit(trial, limited)
