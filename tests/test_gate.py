@@ -13,7 +13,7 @@ from infra.gate import documents, running
 from infra.gate.__main__ import choose, read_arguments
 from infra.gate.checklist import make_checklist
 from infra.gate.proof import HouseLine, LoneLine, Proof, Result, Status, judge
-from infra.gate.release import judge_page
+from infra.gate.release import judge_page, tell_next
 from infra.gate.report import (
     PAGE,
     TITLE,
@@ -215,6 +215,14 @@ def test_a_release_needs_a_dated_entry_of_its_own(text: str, figure: str) -> Non
 )
 def test_a_release_needs_a_green_gate_of_this_very_tree(page: Page | None, changed: list[str], status: Status) -> None:
     assert judge_page(page, changed).status is status
+
+
+def test_the_commands_of_a_release_are_told_only_when_nothing_stands_against_it() -> None:
+    assert tell_next(results(PASS, PENDING), "0.2.0").splitlines()[-2:] == [
+        '  git tag -s v0.2.0 -m "ibex 0.2.0"',
+        "  git push origin v0.2.0",
+    ]
+    assert "git" not in tell_next(results(PASS, FAIL), "0.2.0")
 
 
 async def test_every_place_names_the_same_version() -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
 from ibexctl.trial import ending_on_sigterm
 from infra.gate import packages, versions
 from infra.gate.programs import ROOT, git
-from infra.gate.proof import LoneLine, Proof, judge
+from infra.gate.proof import LoneLine, Proof, Result, judge
 from infra.gate.report import PAGE, Page, as_text, exit_code, read_page
 from infra.gate.running import run, say
 from infra.gate.site import find_upstream, open_site
@@ -53,17 +54,17 @@ async def check() -> int:
     """Prove every line, say how they stand, and what comes next; the exit code."""
     results = await run(LINES, lambda: open_site(find_upstream()), say)
     version = versions.read_version()
-    sys.stdout.write("\n" + as_text(f"Release of ibex {version}", results) + "\n\n")
-    code = exit_code(results)
-    if code == 0:
-        sys.stdout.write(
-            "A person who may release runs:\n\n"
-            f'  git tag -s v{version} -m "ibex {version}"\n'
-            f"  git push origin v{version}\n"
-        )
-    else:
-        sys.stdout.write("No release yet: mend what failed, and run `make release-check` again.\n")
-    return code
+    table = as_text(f"Release of ibex {version}", results)
+    sys.stdout.write(f"\n{table}\n\n{tell_next(results, version)}\n")
+    return exit_code(results)
+
+
+def tell_next(results: Sequence[Result], version: str) -> str:
+    """What a person does now: the two commands of a release, only when nothing stands against it."""
+    if exit_code(results):
+        return "No release yet: mend what failed, and run `make release-check` again."
+    tag, push = f'git tag -s v{version} -m "ibex {version}"', f"git push origin v{version}"
+    return f"A person who may release runs:\n\n  {tag}\n  {push}"
 
 
 def main() -> int:
