@@ -148,10 +148,50 @@ STORES = Dashboard(
                     limit=5,
                 ),
                 Panel(
+                    "What changes dropped",
+                    "Remembered callers and directives dropped by a change, a second.",
+                    "ops",
+                    [
+                        (rate("ibex_proxy_revocation_invalidate_total"), "callers"),
+                        (rate("ibex_proxy_directive_invalidate_total"), "directives"),
+                    ],
+                ),
+                Panel(
+                    "Callers in memory",
+                    "Verified callers that workers remember, each for itself, and those forgotten for want of room.",
+                    "short",
+                    [
+                        (level("ibex_proxy_auth_cache_lru_size"), "remembered"),
+                        (rate("ibex_proxy_auth_cache_lru_evictions_total"), "forgotten a second"),
+                    ],
+                ),
+                Panel(
                     "Redis calls without an answer",
                     "Rate-limit calls a second that Redis did not answer; after three in a row ibex counts itself.",
                     "ops",
                     [(rate("ibex_proxy_rate_limit_redis_errors_total", ["instance"]), "{{instance}}")],
+                ),
+            ],
+        ),
+        (
+            "What is deleted",
+            [
+                Panel(
+                    "Retention",
+                    "Records deleted for their age a second, and runs that failed.",
+                    "ops",
+                    [
+                        (rate("ibex_proxy_retention_deleted_total", ["record"]), "{{record}}"),
+                        (rate("ibex_proxy_retention_runs_total", result="error"), "failed runs"),
+                    ],
+                    width=12,
+                ),
+                Panel(
+                    "Turns of erased organizations",
+                    "Turns that came after their organization was erased, and were dropped, a second.",
+                    "ops",
+                    [(rate("ibex_proxy_erased_turns_dropped_total", ["store"]), "{{store}}")],
+                    width=12,
                 ),
             ],
         ),

@@ -14,7 +14,7 @@ import yaml
 from ibex.runtime import clickhouse_migrator
 from ibex.stores.clickhouse import TraceStore
 from tests.conftest import run_clickhouse
-from tests.infra.expressions import find_faults
+from tests.infra.expressions import CATALOGUE, find_faults
 from tests.turns import ORG, make_turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,11 +27,15 @@ def panels_of(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
-def queries() -> Iterator[Any]:
+def every_target() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each query, and what names it."""
     for uid, dashboard in DASHBOARDS.items():
         for panel in panels_of(dashboard):
             for target in panel["targets"]:
-                yield pytest.param(target, id=f"{uid}: {panel['title']} {target['refId']}")
+                yield f"{uid}: {panel['title']} {target['refId']}", target
+
+
+QUERIES = [pytest.param(target, id=name) for name, target in every_target()]
 
 
 def test_the_dashboards_are_what_their_descriptions_say() -> None:
@@ -76,13 +80,19 @@ def test_panels_stand_side_by_side_and_not_on_each_other(uid: str) -> None:
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("target", list(queries()))
+@pytest.mark.parametrize("target", QUERIES)
 def test_what_a_panel_asks_for_exists(target: dict[str, Any]) -> None:
     if "expr" in target:
         assert find_faults(target["expr"]) == []
         assert 'instance=~"$instance"' in target["expr"]
     else:
         assert "$__timeFilter(requested_at)" in target["rawSql"]
+
+
+def test_every_metric_is_on_some_dashboard() -> None:
+    asked = " ".join(target.get("expr", "") for _, target in every_target())
+
+    assert [name for name in CATALOGUE if not re.search(rf"\b{name}(_bucket|_count|_sum)?\b", asked)] == []
 
 
 def test_every_source_a_dashboard_names_is_one_of_its_variables() -> None:
