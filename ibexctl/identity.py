@@ -55,7 +55,9 @@ def create_org(name: Name) -> Answer:
 def list_orgs() -> Answer:
     """List every organization, with its limit and how many agents and valid tokens it has."""
     columns = ("org_id", "name", "status", "rpm", "agent_count", "token_count", "created_at")
-    rows = _with_default_limit(operate(lambda operator: operator.directory.list_orgs()))
+    settings = read_settings()
+    rows = operate(lambda operator: operator.directory.list_orgs(), settings=settings)
+    rows = [_with_default_limit(row, settings.rate_limit_rpm) for row in rows]
     table = Table(columns, [[_shown_limit(row)[column] for column in columns] for row in rows])
     return Answer({"organizations": rows}, (table,))
 
@@ -67,7 +69,8 @@ def show_org(org: Org) -> Answer:
     async def act(operator: "Operator") -> dict[str, Any]:
         return await operator.directory.show_org(await operator.directory.find_org(org))
 
-    (row,) = _with_default_limit([operate(act)])
+    settings = read_settings()
+    row = _with_default_limit(operate(act, settings=settings), settings.rate_limit_rpm)
     return Answer(row, (Fields(_shown_limit(row)),))
 
 
@@ -223,10 +226,9 @@ def within(
     return act
 
 
-def _with_default_limit(orgs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Organizations with the limit that holds: their own, or the default as it is set here."""
-    default = read_settings().rate_limit_rpm
-    return [row | {"rpm": row["rpm"] or default, "is_default_rpm": row["rpm"] is None} for row in orgs]
+def _with_default_limit(row: dict[str, Any], default: int) -> dict[str, Any]:
+    """An organization with the limit that holds: its own, or the default as it is set here."""
+    return row | {"rpm": row["rpm"] or default, "is_default_rpm": row["rpm"] is None}
 
 
 def _shown_limit(row: dict[str, Any]) -> dict[str, Any]:
