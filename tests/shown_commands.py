@@ -33,6 +33,8 @@ RUN: dict[tuple[str, str], str] = {
     ("docs/cli.md", "ibexctl serve"): "tests/acceptance/test_tour.py",
     ("docs/cli.md", "ibexctl demo"): "tests/ibexctl/demo/test_demonstrations.py",
     ("docs/cli.md", "ibexctl token mint --as-token"): "tests/ibexctl/test_minting_by_token.py",
+    ("docs/observability.md", "ibexctl top"): "tests/acceptance/test_top.py",
+    ("docs/observability.md", "ibexctl trace stats"): "tests/ibexctl/test_records.py",
     ("docs/cli.md", "ibexctl recorder"): "tests/server/test_lone_recorder.py",
     ("docs/cli.md", "ibexctl top"): "tests/acceptance/test_top.py",
     ("docs/cli.md", "ibexctl smoke --self-contained"): "tests/ibexctl/test_serve.py",
