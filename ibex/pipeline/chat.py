@@ -135,8 +135,11 @@ class ChatPipeline:
                 raise await _when_kept(turn.close_refused(error), error) from error.__cause__
             await reply.cut(await _when_kept(turn.close_cut(error), error))
         except (asyncio.CancelledError, ConnectionError):
-            turn.close_left(after_first_byte=reply.has_left)
-            raise
+            if reply.interruption is None:
+                turn.close_left(after_first_byte=reply.has_left)
+                raise
+            end = turn.close_cut if reply.has_left else turn.close_refused
+            raise await _when_kept(end(reply.interruption), reply.interruption) from None
         except Exception:  # a bug ends the turn too; the middleware answers it
             end = turn.close_cut if reply.has_left else turn.close_refused
             end(InternalError())

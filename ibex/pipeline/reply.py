@@ -56,6 +56,11 @@ class Reply(Protocol):
         """Whether the head is on its way: from then on nothing but the body can follow."""
         ...
 
+    @property
+    def interruption(self) -> RequestError | None:
+        """Why the server is cutting it off; None: it is not, and a cancellation means that the client has left."""
+        ...
+
     def begin(self, status: int, headers: Mapping[str, str], *, length: int | None) -> None:
         """Note the head; `length` is None for a stream."""
         ...

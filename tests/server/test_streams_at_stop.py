@@ -57,7 +57,7 @@ async def test_200_open_streams_end_byte_for_byte_as_without_the_stop(
 
 
 async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
-    settings: Settings, headers: dict[str, str]
+    settings: Settings, headers: dict[str, str], postgres_database: PostgresDatabase
 ) -> None:
     changes = {"shutdown_timeout": 0.5, "workers": 1, "clickhouse_dsn": Secret("http://127.0.0.1:9/nowhere")}
     async with Sandbox.serve() as sandbox:
@@ -72,6 +72,9 @@ async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
                     await event.wait()
                 code, errors = await server.stop()
     *_, error, cut, journal = errors.splitlines()
+    connection = await asyncpg.connect(postgres_database.superuser_dsn)
+    checkpoints = await connection.fetch("select status, is_complete from ibex_core.checkpoints")
+    await connection.close()
 
     assert code == 1
     assert error.startswith("error: Stopped after ")
@@ -80,4 +83,6 @@ async def test_what_cannot_end_in_time_is_cut_and_the_server_says_so(
     assert journal == "The journal keeps 3 turns for the next start to deliver."
     statuses = [attributes(span).get("http.response.status_code") for span in receiver.spans]
     assert statuses.count(200) == 3, "the last spans leave before the worker does"
+    assert [tuple(row) for row in checkpoints] == [("incomplete", False)] * 3
+    assert all(b'"code":"SERVICE_DEGRADED"' in stream.result().wire for stream in endless)
     assert not any(stream.result().wire.endswith(b"0\r\n\r\n") for stream in endless)

@@ -7,7 +7,7 @@ from typing import NoReturn
 import aiohttp
 from aiohttp import http_parser
 
-from ibex.errors import ConfigurationError
+from ibex.errors import ConfigurationError, ServiceDegraded
 from ibex.pipeline.chat import ChatPipeline
 from ibex.runtime import Worker
 from ibex.server.control import Control
@@ -25,6 +25,8 @@ OLDEST_AIOHTTP = (3, 14, 5)
 BACKLOG = 4096
 LINGER_SECONDS = 0.25
 """How long an idle connection is kept after the drain has begun, so that a request already on its way is answered."""
+INTERRUPTION_SECONDS = 0.5
+"""How long a reply that is cut off may take to say so: its turn has to be in the journal first."""
 HANDOVER_SECONDS = 2.0
 """How long a draining worker waits for each connection to be idle before it ends those that never are."""
 
@@ -140,15 +142,23 @@ class HttpServer:
         _ = spawn(serve(), name="connection taken over")
 
     async def close(self) -> None:
-        """End what is left, at once."""
+        """End what is left, at once, and say so to whoever waits for it."""
         for task in (self._sweeper, self._lag):
             if task is not None:
                 task.cancel()
         for listener in self._listeners.values():
             listener.close()
+        await self._interrupt()
         await self._edge.shutdown(0.1)
         self._access_log.flush()
         await self._tracing.close()
+
+    async def _interrupt(self) -> None:
+        replies, deadline = self._middleware.replies, asyncio.get_running_loop().time() + INTERRUPTION_SECONDS
+        self._middleware.interrupt(ServiceDegraded("ibex stops here, and cuts this reply off. Ask again."))
+        self._edge.interrupt()
+        while replies and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - they end in their own tasks
+            await asyncio.sleep(0.01)
 
     async def _expire_heads(self) -> None:
         while True:

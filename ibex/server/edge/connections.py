@@ -85,6 +85,12 @@ class EdgeServer(web.Server):
             if isinstance(connection, EdgeProtocol)
         )
 
+    def interrupt(self) -> None:
+        """Cancel what is being served."""
+        for connection in self.connections:
+            if isinstance(connection, EdgeProtocol) and connection.is_serving:
+                connection.interrupt()
+
     def expire(self, head_seconds: float) -> None:
         """Refuse heads that are overdue, and give up connections whose client does not take the last bytes."""
         moment = perf_counter()

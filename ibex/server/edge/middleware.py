@@ -51,6 +51,11 @@ class Middleware:
         self._json_overhead = metrics.overhead_seconds.labels("false")
         self._stream_overhead = metrics.overhead_seconds.labels("true")
 
+    def interrupt(self, reason: RequestError) -> None:
+        """Have every reply that is under way end with this error; whoever calls this cancels their tasks."""
+        for reply in self.replies:
+            reply.interruption, reply.keep_alive = reason, False
+
     def is_trusted(self, address: str) -> bool:
         """Whether an address is a trusted proxy's."""
         return is_trusted(address, self._trusted)
@@ -73,7 +78,9 @@ class Middleware:
             await self._refuse(inbound, reply, error)
         except asyncio.CancelledError:
             reply.keep_alive = False
-            raise
+            if reply.interruption is None:
+                raise
+            await self._refuse(inbound, reply, reply.interruption)
         except Exception as error:  # noqa: BLE001 - a bug is a 500 with an id, not a dead connection
             await self._recover(inbound, reply, error)
         finally:

@@ -245,6 +245,11 @@ class EdgeProtocol(RequestHandler):
         self._queued_bytes = 0
         return self.received_at or perf_counter()
 
+    def interrupt(self) -> None:
+        """Cancel the request that is being served; its answer is the last."""
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+
     def end_request(self) -> None:
         """The next byte belongs to the next request."""
         self.is_serving = False

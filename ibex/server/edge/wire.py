@@ -44,6 +44,8 @@ class WireReply:
         """The error it ended with: the whole of it, or what cut it off."""
         self.has_left = False
         self.is_stream = False
+        self.interruption: RequestError | None = None
+        """Why the server is cutting it off, if it is."""
         self._protocol = protocol
         self._clock = clock
         self._metrics = metrics
