@@ -98,6 +98,8 @@ def _views(sample: "Sample") -> tuple[View, ...]:
         f" {format_bytes(journal.bytes)} of {format_bytes(journal.max_bytes)}",
         **{check.name: check.message or check.status for check in sample.checks if check.name != "journal"},
     }  # fmt: skip
+    if sample.leaders_missing:
+        facts["organizations"] = sample.leaders_missing
     processes = [
         (one.name, one.pid, one.is_up, _share(one.cpu), format_bytes(one.memory_bytes), one.restarts, one.in_flight)
         for one in sample.processes

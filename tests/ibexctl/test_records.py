@@ -130,6 +130,32 @@ def test_traces_are_summed_up_by_organization_agent_and_model(ibexctl, on_stores
     assert ibexctl("trace", "stats", "--agent", acme.agent_id, "--since", "1s", "--json").data["stats"] == []
 
 
+def test_sums_say_how_turns_ended_with_which_errors_and_when(ibexctl, on_stores, tenants) -> None:
+    acme, other = tenants
+    failed = {"outcome": Outcome.PROVIDER_ERROR, "has_checkpoint": False, "is_complete": False, "status_code": 504}
+    failed |= {"total_tokens": None}
+    hour = 3600 * 1_000_000
+    record(
+        on_stores,
+        *(acme.make_turn(requested_at=DAWN, total_tokens=10) for _ in range(6)),
+        acme.make_turn(requested_at=DAWN, error_code="PROVIDER_TIMEOUT", **failed),
+        *(acme.make_turn(requested_at=DAWN - hour, total_tokens=5) for _ in range(2)),
+        other.make_turn(requested_at=DAWN),
+    )
+    summed = ibexctl("trace", "stats", "--by", "hour", "--org", "acme", "--since", "6h", "--json").data
+    assert [row["turns"] for row in summed["stats"]] == [2, 7], "oldest first"
+    assert summed["outcomes"] == {"ok": 8, "provider_error": 1}
+    assert summed["errors"] == {"PROVIDER_TIMEOUT": 1}
+    slots = summed["timeline"]["slots"]
+    assert len(slots) * summed["timeline"]["slot_seconds"] == 6 * 3600
+    assert [slot["turns"] for slot in slots if slot["turns"]] == [2, 7]
+    assert sum(slot["tokens"] for slot in slots) == 70
+    by_outcome = ibexctl("trace", "stats", "--by", "outcome", "--org", "acme").out.splitlines()
+    assert by_outcome[3] == "outcomes\tok 8 (88.9%), provider_error 1 (11.1%)"
+    assert by_outcome[4] == "errors\tPROVIDER_TIMEOUT 1"
+    assert [line.split("\t")[0] for line in by_outcome[-2:]] == ["ok", "provider_error"]
+
+
 def test_a_session_that_is_not_there_is_said(ibexctl, tenants) -> None:
     refused = ibexctl("session", "show", "nothing", "--agent", tenants[0].agent_id, "--json").error
     assert "has no session of this name" in refused["message"]
