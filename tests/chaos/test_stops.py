@@ -35,13 +35,14 @@ async def become(house: ChaosHouse, status: int, word: str, about: str = "") -> 
             answer = await readiness(house)
 
 
-async def stop_and_wait(load: Load, stores: OwnStores, name: str) -> None:
+async def stop_and_wait(node: ChaosHouse, load: Load, stores: OwnStores, name: str) -> None:
     """Stop a store for the time of an outage; none of the callers, who are known, may notice."""
     await asyncio.sleep(1)
     since = len(load.sights)
     async with stores.away(name):
+        await become(node, 200, "degraded")
         await asyncio.sleep(OUTAGE_SECONDS)
-    await asyncio.sleep(1)
+    await become(node, 200, "ok")
     log.info("%s stopped: %d requests, %s", name, len(load.sights) - since, dict(load.count(since)))
     assert load.failures(since) == Counter(), name
 
@@ -54,7 +55,32 @@ async def test_a_store_that_is_stopped_stops_no_known_caller_and_loses_no_record
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(load.run())
         for name in ("postgres", "clickhouse", "valkey"):
-            await stop_and_wait(load, own_stores, name)
+            await stop_and_wait(node, load, own_stores, name)
+        load.stop()
+    await settle(node)
+
+
+@in_the_long_version
+@pytest.mark.timeout(900)
+async def test_without_postgres_and_redis_nobody_is_served_and_with_them_again_everybody(own_stores: OwnStores) -> None:
+    node = await own_stores.open_node()
+    load = node.load(clients=12, kinds=KINDS)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(load.run())
+        await asyncio.sleep(1)
+        async with own_stores.away("postgres"), own_stores.away("valkey"):
+            await become(node, 503, "unhealthy")
+            await asyncio.sleep(8)  # what was heard is believed for five seconds
+            since = len(load.sights)
+            await asyncio.sleep(3)
+            assert set(load.count(since)) == {End.REFUSED}
+            assert load.failures(allowed=FULL) == Counter()
+        await become(node, 200, "ok")
+        await asyncio.sleep(2)
+        since = len(load.sights)
+        await asyncio.sleep(3)
+        assert load.failures(since) == Counter()
+        assert load.count(since)[End.WHOLE] > 0
         load.stop()
     await settle(node)
 
