@@ -27,6 +27,7 @@ from ibex.stores.clickhouse import TraceStore
 from ibex.stores.clickhouse_schema import ClickHouseSchema
 from ibex.stores.counts import count_checkpoints, count_traces
 from ibex.stores.directives import DirectiveReader
+from ibex.stores.export import export_organization
 from ibex.stores.identity import IdentityReader
 from ibex.stores.identity_admin import IdentityAdmin
 from ibex.stores.identity_directory import IdentityDirectory
@@ -147,6 +148,7 @@ async def run_every_method(postgres: Postgres, tenant: Tenant) -> set[object]:
     await call(DirectiveReader(postgres).in_force, tenant.org_id, tenant.agent_id)
     await call(store.record, [tenant.make_turn("s-2"), tenant.make_turn("s-2", agent_id=uuid4())])
     await call(store.abandon_idle, timedelta())
+    await call(store.expire, timedelta(days=1))
     await call(store.list_sessions, tenant.org_id, tenant.agent_id)
     await call(store.tally, ALWAYS)
     await call(store.find_turns, tenant.org_id, ALWAYS)
@@ -189,7 +191,7 @@ async def test_every_method_that_reaches_postgres_is_among_those_asked(app: Post
     for cls in (IdentityReader, DirectiveReader, SessionStore):
         methods = {function for name, function in inspect.getmembers(cls, inspect.isfunction) if name[0] != "_"}
         assert methods <= called, cls
-    known = {IdentityReader, DirectiveReader, SessionStore, *called, roles.refuse_powerful_role}
+    known = {IdentityReader, DirectiveReader, SessionStore, *called, export_organization, roles.refuse_powerful_role}
     for module in (import_module(f"ibex.stores.{found.name}") for found in iter_modules(ibex.stores.__path__)):
         for name, taker in vars(module).items():
             if getattr(taker, "__module__", None) == module.__name__ and takes_postgres(taker):
@@ -273,6 +275,10 @@ async def test_what_one_organization_calls_its_own_another_may_call_so_too(admin
         await admin.mint_token(tenant.org_id, name="the same", user=UserId(tenant.user_id))
 
 
+async def everything(rows: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row async for row in rows]
+
+
 async def test_no_trace_is_read_without_its_organization(
     tenants: tuple[Tenant, Tenant], clickhouse_dsn: str, subtests: pytest.Subtests
 ) -> None:
@@ -294,6 +300,7 @@ async def test_no_trace_is_read_without_its_organization(
         TraceStats.sum_up: lambda org: store.stats.sum_up(scope(org), by="agent_id"),
         TraceStats.count_errors: lambda org: store.stats.count_errors(scope(org)),
         TraceStats.draw: lambda org: store.stats.draw(scope(org), 4),
+        TraceStore.scan: lambda org: everything(store.scan(org[0])),
         TraceStore.tally: lambda org: store.tally(org, ALWAYS),
         TraceStore.find_turns: lambda org: store.find_turns(org[0], ALWAYS),
         TraceStore.find: lambda org: store.find([turn if org == [theirs.org_id] else disguised]),
