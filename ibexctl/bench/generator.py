@@ -31,6 +31,7 @@ DRAIN_SECONDS: Final = 30.0
 """How long after its end a measurement waits for the answers that are under way."""
 _RECONNECT_SECONDS: Final = 0.05
 _SLOW_BUFFER_BYTES: Final = 8192
+_ADDRESSES: Final = 16
 _now = time.perf_counter
 
 
@@ -81,8 +82,9 @@ class Phase:
 class User(asyncio.Protocol):
     """One user on one connection, which is made again when it is lost."""
 
-    def __init__(self, load: Load, requests: Sequence[bytes], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, load: Load, requests: Sequence[bytes], tls: ssl.SSLContext | None, number: int) -> None:
         self._load = load
+        self._local_address = choose_local_address(load.host, number)
         self._requests = requests
         self._tls = tls
         self._turn = 0
@@ -101,7 +103,9 @@ class User(asyncio.Protocol):
     async def connect(self) -> None:
         """Connect; raises OSError when nobody listens."""
         load = self._load
-        await self._loop.create_connection(lambda: self, load.host, load.port, ssl=self._tls)
+        await self._loop.create_connection(
+            lambda: self, load.host, load.port, ssl=self._tls, local_addr=self._local_address
+        )
 
     def begin(self, phase: Phase, delay: float, period: float) -> None:
         """Ask from now on, until the phase is over; with a period, not sooner than one after the question before."""
@@ -273,6 +277,16 @@ def say(message: Message) -> None:
     sys.stdout.buffer.flush()
 
 
+def choose_local_address(host: str, number: int) -> tuple[str, int] | None:
+    """Where the user with this number calls from, if that can be chosen.
+
+    A thousand callers are not one address: what ibex grants strangers from each would hold up a run with many tokens.
+    """
+    if host != "127.0.0.1" or sys.platform != "linux":  # elsewhere loopback has one address
+        return None
+    return f"127.0.0.{1 + number % _ADDRESSES}", 0
+
+
 def make_context(load: Load) -> ssl.SSLContext | None:
     """What the target's certificate is checked by; None without TLS."""
     if not load.is_tls:
@@ -288,7 +302,7 @@ async def run(load: Load) -> None:
     tls = make_context(load)
     # a list shorter than the users is gone through again, so that each has something to send
     requests = load.requests * -(-load.users // len(load.requests))
-    users = [User(load, requests[number :: load.users], tls) for number in range(load.users)]
+    users = [User(load, requests[number :: load.users], tls, number) for number in range(load.users)]
     for user in users:
         await user.connect()
     warm = await run_phase(load, users, load.warmup_seconds) if load.warmup_seconds else Tally(seconds=0.0)
