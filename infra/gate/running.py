@@ -13,7 +13,7 @@ from infra.gate.programs import ROOT
 from infra.gate.proof import HouseLine, Line, LoneLine, Proof, Result, Status
 from infra.gate.site import Site
 
-LINE_SECONDS = 240.0
+LINE_SECONDS = 400.0
 """How long one line may take before it has failed."""
 
 OpenSite = Callable[[], AbstractAsyncContextManager[Site]]
