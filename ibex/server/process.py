@@ -23,7 +23,9 @@ def begin_process(title: str, *, parent: int | None = None) -> None:
 
     With `parent` it is told by SIGTERM when that process dies, and ends at once when it is dead already.
     """
-    faulthandler.enable(sys.__stderr__ or sys.stderr)  # of the process, whoever reads `sys.stderr` meanwhile
+    stderr = sys.__stderr__ or sys.stderr  # of the process, whoever reads `sys.stderr` meanwhile
+    if stderr is not None:  # the caller closed it
+        faulthandler.enable(stderr)
     setproctitle.setproctitle(f"ibex: {title}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
