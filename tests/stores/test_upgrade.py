@@ -8,17 +8,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
-from ibex.domain.identity import DEV_ORG_ID
+from ibex.domain.directives import DirectiveMode
+from ibex.domain.identity import DEV_ORG_ID, AgentId
 from ibex.errors import SchemaMismatch
 from ibex.runtime import clickhouse_migrator
 from ibex.stores.clickhouse import TraceStore
+from ibex.stores.directives import DirectiveAdmin
+from ibex.stores.identity_admin import IdentityAdmin
+from ibex.stores.identity_directory import IdentityDirectory
 from ibex.stores.migrations import Migration, Migrator, find_migrations
+from ibex.stores.postgres import Postgres
 from ibex.stores.schema import PostgresTarget, check_schema, postgres_migrator, seed_development
+from ibex.stores.sessions import SessionStore
 from tests.acceptance.conftest import House, start_house, stop_house
 from tests.conftest import PostgresDatabase, run_clickhouse
 from tests.stores.schema_texts import describe_postgres, path_of
@@ -173,21 +179,26 @@ async def migrate_to(owner: "asyncpg.Connection[asyncpg.Record]", *more: Migrati
     assert await Migrator(PostgresTarget(owner, lock_timeout=10), [*KNOWN, *more]).up()
 
 
-async def test_todays_server_goes_on_while_the_schema_is_expanded_under_it(server: Server) -> None:
-    def run(*words: str) -> Any:
-        return asyncio.to_thread(server.house.ctl, *words)
-
+async def test_todays_server_and_operators_go_on_while_the_schema_is_expanded_under_them(
+    server: Server, owner: Postgres
+) -> None:
+    agent_id = AgentId(UUID(server.house.headers["X-IBEX-Agent-ID"]))
+    operators = IdentityDirectory(owner), IdentityAdmin(owner), DirectiveAdmin(owner), SessionStore(owner)
+    directory, identity, directives, sessions = operators
+    await directory.list_tokens()
     turns = [await asyncio.to_thread(server.ask, "upgrade")]
     await migrate_to(server.owner, EXPANDING)
     run_clickhouse(server.clickhouse_dsn, "alter table llm_traces add column cost_usd Nullable(Float64)")
     turns += [await asyncio.to_thread(server.ask, "upgrade") for _ in range(5)]
-    await run("token", "mint", "--org", str(DEV_ORG_ID))
-    await run("directive", "set", server.house.headers["X-IBEX-Agent-ID"], "--text", "Be brief.")
+    await identity.mint_token(DEV_ORG_ID)
+    await directives.set(agent_id, "Be brief.", DirectiveMode.SYSTEM_FIRST)
     turns.append(await asyncio.to_thread(server.ask, "upgrade"))
     deadline = time.monotonic() + 20
     while (found := (await server.recorded(), await server.traced())) != (turns, len(turns)):
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)
+    assert len(await directory.list_tokens()) == 2
+    assert len((await sessions.show("upgrade", agent_id))["checkpoints"]) == len(turns)
 
 
 async def test_a_schema_two_steps_ahead_is_refused_with_what_to_do(postgres_database: PostgresDatabase) -> None:
