@@ -13,7 +13,7 @@ import aiohttp
 
 from tests.hostility import Attack
 
-TIMEOUTS = {"provider_first_byte_seconds": 1.5, "provider_idle_seconds": 1.5, "stream_max_seconds": 3.0}
+TIMEOUTS = {"provider_first_byte_seconds": 1.5, "provider_idle_seconds": 1.5, "stream_max_seconds": 2.0}
 """Settings of a server under attack."""
 PATIENCE = TIMEOUTS["stream_max_seconds"] + 5.0
 """How long (s) an answer may take at most: the longest deadline, and a margin for a busy machine."""

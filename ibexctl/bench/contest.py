@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ibexctl.bench.callers import Callers, Target, register_callers
 from ibexctl.bench.certificates import Certificates, own_certificates
 from ibexctl.bench.growth import Growth
-from ibexctl.bench.held import measure_held_streams
+from ibexctl.bench.held import LONGEST_SECONDS, measure_held_streams
 from ibexctl.bench.lean import running_provider
 from ibexctl.bench.locust_run import require_locust
 from ibexctl.bench.measuring import Measurement
@@ -139,7 +139,14 @@ def _run_ibex(measurement: Measurement, result: Result, upstream: Target, progre
         target = Target.parse(address)
         if plan.scenario is Scenario.STREAM and plan.open_streams:
             progress.begin(f"holding {plan.open_streams:,} streams open")
-            measure_held_streams(outcome, target, callers, plan.open_streams, lambda: sum_memory(workers))
+            measure_held_streams(
+                outcome,
+                target,
+                callers,
+                lambda: sum_memory(workers),
+                streams=plan.open_streams,
+                seconds=min(LONGEST_SECONDS, plan.seconds / 2),
+            )
         growth = None
         if plan.scenario is Scenario.SOAK:
             growth = Growth(lambda: request_status(settings).processes, plan.seconds)

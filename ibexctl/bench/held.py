@@ -7,23 +7,28 @@ from ibexctl.bench.lean import running_generator
 from ibexctl.bench.load import Load, Tally, Tick
 from ibexctl.bench.outcome import Outcome
 
-_PACE = "10x6@500"
-"""Five seconds: the last has begun before the first has ended."""
-_SECONDS = 3.0
-_RAMP_SECONDS = 1.5
+LONGEST_SECONDS = 2.5
+"""For how long each stream is held: long enough for a thousand to begin meanwhile."""
+_EVENTS = 6
 
 
 def measure_held_streams(
-    outcome: Outcome, target: Target, callers: Callers, streams: int, memory: Callable[[], int | None]
+    outcome: Outcome,
+    target: Target,
+    callers: Callers,
+    memory: Callable[[], int | None],
+    *,
+    streams: int,
+    seconds: float = LONGEST_SECONDS,
 ) -> None:
     """Fill in what one more open stream costs: the difference of the two peaks, by as many streams.
 
-    The streams end whole, since each must leave its record too.
+    The streams last so many seconds and end whole, since each must leave its record too.
     """
     few = max(1, streams // 10)
     peaks: list[int] = []
     for count in (few, streams):
-        peak, tally = _hold(target, callers, count, memory)
+        peak, tally = _hold(target, callers, memory, users=count, lasts=seconds)
         outcome.warmup_completed += tally.completed
         outcome.failures |= {f"held open: {reason}": number for reason, number in tally.failures.items()}
         peaks += peak
@@ -33,7 +38,7 @@ def measure_held_streams(
 
 
 def _hold(
-    target: Target, callers: Callers, users: int, memory: Callable[[], int | None]
+    target: Target, callers: Callers, memory: Callable[[], int | None], *, users: int, lasts: float
 ) -> tuple[Sequence[int], Tally]:
     seen: list[int] = []
 
@@ -42,14 +47,15 @@ def _hold(
         if now is not None:
             seen.append(now)
 
+    pace = f"{_EVENTS}x6@{lasts * 1e3 / (_EVENTS - 1):.0f}"
     load = Load(
         host=target.host,
         port=target.port,
         users=users,
-        seconds=_SECONDS,
+        seconds=lasts * 0.8,  # the last look, before the first stream ends
         warmup_seconds=0.0,
-        ramp_seconds=_RAMP_SECONDS,
-        requests=build_requests(target, callers, users=users, stream_share=1.0, pace=_PACE),
+        ramp_seconds=lasts * 0.4,
+        requests=build_requests(target, callers, users=users, stream_share=1.0, pace=pace),
     )
     with running_generator(load, look) as generator:
         generator.warm()

@@ -62,9 +62,9 @@ def burst(outcome: Outcome, target: Target, callers: Callers | None, users: int,
         is_tls=target.is_tls,
         authority=target.authority_file,
         users=users,
-        seconds=1.0,
+        seconds=0.5,
         warmup_seconds=0.0,
-        think_seconds=1.5,  # longer than it lasts: nobody asks twice
+        think_seconds=1.0,  # longer than it lasts: nobody asks twice
         requests=build_requests(target, callers, users=users, stream_share=0.0),
     )
     with running_generator(load, look) as generator:

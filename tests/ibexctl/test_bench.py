@@ -43,7 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     """What scenarios say after a moment each, run side by side; the verdict is the machine's, not the test's."""
     directory = tmp_path_factory.mktemp("bench")
     options = ("--duration", "1.5", "--users", "8", "--tokens", "3", "--report")
-    further = {"saturation": (), "stream": ("--tls",), "soak": ()}
+    further = {"stream": ("--tls",), "soak": ()}
     running = {
         name: start_bench(name, *options, str(directory / f"{name}.html"), *words) for name, words in further.items()
     }
@@ -59,7 +59,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("scenario", ["saturation", "stream", "soak"])
+@pytest.mark.parametrize("scenario", ["soak", "stream"])
 def test_every_answer_has_its_checkpoint_and_its_trace(results, scenario: str) -> None:
     records = results[scenario]["records"]
     assert records["expected"] > 0
@@ -70,9 +70,8 @@ def test_every_answer_has_its_checkpoint_and_its_trace(results, scenario: str) -
     assert verdicts["failed requests"]
 
 
-@pytest.mark.parametrize("scenario", ["saturation", "stream"])
-def test_ibex_stands_beside_its_provider_and_nginx(results, scenario: str) -> None:
-    contenders = {found["name"]: found for found in results[scenario]["contenders"]}
+def test_ibex_stands_beside_its_provider_and_nginx(results) -> None:
+    contenders = {found["name"]: found for found in results["stream"]["contenders"]}
     assert set(contenders) == {"direct", "nginx", "ibex"}
     assert (contenders["nginx"]["skipped"] is None) == (find_nginx() is not None)
     for name in ("direct", "ibex"):
@@ -86,7 +85,7 @@ def test_ibex_stands_beside_its_provider_and_nginx(results, scenario: str) -> No
 def test_a_provider_behind_tls_is_named_and_its_streams_are_held_open(results) -> None:
     found = results["stream"]
     assert "over TLS" in found["plan"]["provider"]
-    assert "without TLS" in results["saturation"]["plan"]["provider"]
+    assert "without TLS" in results["soak"]["plan"]["provider"]
     (measured,) = (contender for contender in found["contenders"] if contender["name"] == "ibex")
     assert measured["held_streams"] == found["plan"]["open_streams"] == 80
     assert measured["memory_per_stream_bytes"] is not None
@@ -107,7 +106,7 @@ def test_a_soak_has_open_streams_and_slow_readers_beside_it_and_looks_at_every_p
     assert "Resident memory" in results["soak"]["page"]
 
 
-@pytest.mark.parametrize("scenario", ["saturation", "stream"])
+@pytest.mark.parametrize("scenario", ["soak", "stream"])
 def test_nothing_was_switched_off_and_the_server_says_so(results, scenario: str) -> None:
     found = results[scenario]
     features = {name: text for name, text in found["features"].items() if name != "content capture"}
@@ -140,13 +139,13 @@ def test_the_report_is_one_file_with_its_plots(results) -> None:
 
 def test_a_later_run_is_compared_with_an_earlier_one(results, tmp_path: Path) -> None:
     path = tmp_path / "before.json"
-    path.write_text(json.dumps(results["saturation"]))
+    path.write_text(json.dumps(results["soak"]))
     earlier = read_baseline(path)
     assert all(check.is_passed for check in compare(earlier, earlier))
     (ibex,) = (found for found in earlier["contenders"] if found["name"] == "ibex")
     ibex["throughput"] *= 1.3
     ibex["latency_ms"]["p99"] /= 1.3
-    worse = {check.name for check in compare(earlier, results["saturation"]) if not check.is_passed}
+    worse = {check.name for check in compare(earlier, results["soak"]) if not check.is_passed}
     assert worse == {"throughput by baseline", "p99 by baseline"}
     with pytest.raises(OperatorError, match="scenario"):
         compare(earlier, results["stream"])
@@ -244,7 +243,7 @@ def test_processor_time_is_read_of_a_process_whose_title_has_spaces_and_brackets
 
 
 def test_a_name_in_a_report_cannot_become_markup(results) -> None:
-    data = json.loads(json.dumps(results["saturation"]))
+    data = json.loads(json.dumps(results["soak"]))
     data["machine"]["cpu"] = "<script>"
     data["contenders"][0]["title"] = "<b>"
     page = render_report(data)
