@@ -155,6 +155,14 @@ def test_a_request_that_broke_may_or_may_not_have_a_turn() -> None:
     assert find_faults([*sights, Sight(Kind.JSON, SESSION)], books) == []
 
 
+@pytest.mark.parametrize(("outcome", "is_right"), [("incomplete", True), ("provider_error", False)])
+def test_a_provider_may_fail_before_it_is_seen_that_the_client_has_left(outcome: str, is_right: bool) -> None:
+    sights, books = tell()
+    of_outcome(books.traces, "client_disconnect")["outcome"] = outcome
+    of_outcome(books.checkpoints, "client_disconnect", "status")["status"] = outcome
+    assert (find_faults(sights, books) == []) is is_right
+
+
 def test_turns_that_nobody_noted_are_counted() -> None:
     sights, books = tell()
     assert find_faults(sights[1:], books, unnoted=1) == []

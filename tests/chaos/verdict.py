@@ -119,10 +119,9 @@ def _expected_of_failure(sight: Sight) -> str | None:
 
 
 def _judge_left(sight: Sight, checkpoint: Row | None, outcome: str | None) -> str | None:
-    if outcome not in {None, "ok", "client_disconnect"}:
-        return f"recorded as {outcome}"
-    if sight.kind is Kind.HANG_UP_LATE and outcome is not None and checkpoint is None:
-        return "no checkpoint, though bytes had come"
+    """The first ending wins: the provider may have failed, or the reply been whole, before ibex saw the client go."""
+    if sight.kind is Kind.HANG_UP_LATE and outcome is not None and (checkpoint is None or outcome == "provider_error"):
+        return f"recorded as {outcome}, {'with' if checkpoint else 'without'} a checkpoint, though bytes had come"
     return None
 
 
