@@ -25,22 +25,22 @@ from ibex.pipeline.rate_limiting import RateLimiter
 from ibex.pipeline.routing import Router
 from ibex.providers.openai import OpenAI
 from ibex.recorder import Recorder
-from ibex.stores.changes import ChangeFeed, prune_changes
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.clickhouse_schema import ClickHouseSchema
-from ibex.stores.directives import DirectiveAdmin, DirectiveReader
-from ibex.stores.erasure import OrganizationEraser
+from ibex.stores.clickhouse.schema import ClickHouseSchema
+from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.export import Exported, export_organization
-from ibex.stores.identity import IdentityAdmin, IdentityReader
-from ibex.stores.identity_directory import IdentityDirectory
-from ibex.stores.journal import Journal
+from ibex.stores.journal.nudges import nudge_path
+from ibex.stores.journal.writer import Journal
 from ibex.stores.migrations import Migrator, find_migrations
-from ibex.stores.nudges import nudge_path
-from ibex.stores.postgres import Postgres
-from ibex.stores.redis import RedisLane
-from ibex.stores.redis_subscription import ChangeSubscription, publish_changes
-from ibex.stores.schema import postgres_migrator
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.changes import ChangeFeed, prune_changes
+from ibex.stores.postgres.directives import DirectiveAdmin, DirectiveReader
+from ibex.stores.postgres.erasure import OrganizationEraser
+from ibex.stores.postgres.identity import IdentityAdmin, IdentityReader
+from ibex.stores.postgres.identity_directory import IdentityDirectory
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.schema import postgres_migrator
+from ibex.stores.postgres.sessions import SessionStore
+from ibex.stores.redis.lane import RedisLane
+from ibex.stores.redis.subscription import ChangeSubscription, publish_changes
 from ibex.telemetry import Metrics, spawn
 
 IDEMPOTENCY_SECONDS = 1.0

@@ -15,8 +15,8 @@ from ibex.engines.embedded import check_installed
 from ibex.errors import OperatorError, RequestError, ServerNotRunning, StoreError
 from ibex.providers.openai import OpenAI
 from ibex.runtime import clickhouse_migrator
+from ibex.stores.postgres.schema import check_schema
 from ibex.stores.probes import PostgresFacts, probe_clickhouse, probe_postgres, probe_redis
-from ibex.stores.schema import check_schema
 from ibex.telemetry import Metrics
 
 Result = Literal["ok", "warn", "fail"]

@@ -15,7 +15,7 @@ from ibexctl.output import Answer, Fields, Table
 if TYPE_CHECKING:
     from ibex.domain.identity import OrgId
     from ibex.runtime import Operator
-    from ibex.stores.identity_directory import IdentityDirectory
+    from ibex.stores.postgres.identity_directory import IdentityDirectory
 
 organizations = group("Organizations, and how often each may call.")
 users = group("Users: the people tokens belong to.")

@@ -44,7 +44,7 @@ def up(
     async def act(migrators: "dict[Store, Migrator]", addresses: "StoreAddresses") -> "list[tuple[Store, Migration]]":
         applied = [(store, migration) for store, migrator in migrators.items() for migration in await migrator.up()]
         if is_seeding:
-            from ibex.stores.schema import seed_development
+            from ibex.stores.postgres.schema import seed_development
 
             await seed_development(addresses.postgres_admin)
         return applied
@@ -107,7 +107,7 @@ def _migrate(act: "Callable[[dict[Store, Migrator], StoreAddresses], Awaitable[T
     async def run() -> T:
         from ibex.engines.embedded import running_engines
         from ibex.runtime import clickhouse_migrator
-        from ibex.stores.schema import postgres_migrator
+        from ibex.stores.postgres.schema import postgres_migrator
 
         async with AsyncExitStack() as stack:
             addresses = await stack.enter_async_context(running_engines(settings, {"postgres_admin", "clickhouse"}))

@@ -76,7 +76,7 @@ def erase_org(
 
     async def act(operator: "Operator") -> "tuple[OrgId, Erasure]":
         from ibex.recorder.erasure import erase_organization
-        from ibex.stores.tenant_keys import delete_tenant_keys
+        from ibex.stores.redis.tenant_keys import delete_tenant_keys
 
         org_id, name = await _find(operator, org)
         if org_id == DEV_ORG_ID:

@@ -21,7 +21,7 @@ def reload() -> Answer:
     """
     settings = read_settings()
 
-    from ibex.server.status import request_reload
+    from ibex.server.supervision.status import request_reload
 
     result = request_reload(settings)
     replaced = ", ".join(result.replaced)

@@ -13,8 +13,8 @@ from ibexctl.output import Answer, Fields, View, note, show
 if TYPE_CHECKING:
     from ibex.config import Settings
     from ibex.server.messages import Unfinished
-    from ibex.server.shutdown import StopResult
-    from ibex.server.status import NodeStatus
+    from ibex.server.supervision.shutdown import StopResult
+    from ibex.server.supervision.status import NodeStatus
 
 _STORES = {
     "postgres": ("postgres_dsn", "embedded PostgreSQL"),
@@ -60,7 +60,7 @@ def serve(
     def announce(node: "NodeStatus") -> None:
         show(describe(node, settings), is_json=is_json)
 
-    from ibex.server.supervisor import serve as supervise
+    from ibex.server.supervision.supervisor import serve as supervise
 
     result = supervise(
         settings,

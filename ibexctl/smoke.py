@@ -152,7 +152,7 @@ def _smoke(run: Run, agent_id: AgentId, model: str) -> Run:
 
 def _running_address(settings: "Settings") -> str | None:
     """Where the server on this data directory listens, if one runs."""
-    from ibex.server.status import request_status
+    from ibex.server.supervision.status import request_status
 
     try:
         return request_status(settings).url

@@ -11,7 +11,7 @@ from ibexctl.output import Answer, Fields, Table
 
 if TYPE_CHECKING:
     from ibex.config import Settings
-    from ibex.server.status import NodeStatus, ProcessStatus
+    from ibex.server.supervision.status import NodeStatus, ProcessStatus
 
 _SUMMED_UP = {"pending_turns", "oldest_seconds", "journal_bytes", "dead_letters"}
 """Facts of single processes that the lines above the table tell."""
@@ -28,7 +28,7 @@ def status() -> Answer:
     """Show the running server: its address, its processes, what is under way, and what waits in the journal."""
     settings = read_settings()
 
-    from ibex.server.status import request_status
+    from ibex.server.supervision.status import request_status
 
     node = request_status(settings)
     in_flight = sum(int(process.facts.get("in_flight", 0)) for process in node.processes)

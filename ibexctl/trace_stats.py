@@ -20,7 +20,7 @@ from ibexctl.traces import scope_of
 
 if TYPE_CHECKING:
     from ibex.runtime import Operator
-    from ibex.stores.trace_stats import StatsKey
+    from ibex.stores.clickhouse.stats import StatsKey
 
 By = Literal["org", "agent", "model", "outcome", "hour"]
 Rows = Sequence[Mapping[str, Any]]
@@ -71,7 +71,7 @@ def show_stats(
     key = _KEYS[by]
 
     async def act(operator: "Operator") -> _Found:
-        from ibex.stores.trace_stats import Scope
+        from ibex.stores.clickhouse.stats import Scope
 
         org_ids = await scope_of(operator, org)
         scope = Scope(org_ids=org_ids, since=since, agent=None if agent is None else AgentId(agent))

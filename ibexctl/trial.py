@@ -20,7 +20,7 @@ from ibexctl.operation import read_settings
 from ibexctl.output import note
 
 if TYPE_CHECKING:
-    from ibex.server.status import ProcessStatus
+    from ibex.server.supervision.status import ProcessStatus
 
 _STOP_SECONDS = 60.0
 _STORES = ("postgres_dsn", "postgres_admin_dsn", "redis_url", "clickhouse_dsn")
@@ -67,13 +67,13 @@ class Trial:
 
     def processes(self) -> "list[ProcessStatus]":
         """Its processes, the supervisor first. Raises ServerNotRunning."""
-        from ibex.server.status import request_status
+        from ibex.server.supervision.status import request_status
 
         return request_status(self.settings).processes
 
     def upstream(self) -> str:
         """Where its provider listens. Raises ServerNotRunning."""
-        from ibex.server.status import request_status
+        from ibex.server.supervision.status import request_status
 
         return request_status(self.settings).upstream
 

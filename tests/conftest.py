@@ -22,7 +22,7 @@ from ibex.config import Settings, load_settings
 from ibex.engines.addresses import ALL_STORES, StoreAddresses
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.engines.postgres import OWNER, SUPERUSER
-from ibex.stores.schema import postgres_migrator
+from ibex.stores.postgres.schema import postgres_migrator
 
 TEMPLATE = "ibex_template"
 

@@ -4,8 +4,8 @@ import stat
 from pathlib import Path
 
 from ibex.domain.turns import Turn, decode_turn, encode_turn
-from ibex.stores.segment_writer import SegmentWriter
-from ibex.stores.segments import HEADER_SIZE, SegmentReader, encode_record
+from ibex.stores.journal.segment_writer import SegmentWriter
+from ibex.stores.journal.segments import HEADER_SIZE, SegmentReader, encode_record
 
 
 def readers(directory: Path) -> list[SegmentReader]:

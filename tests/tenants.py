@@ -5,7 +5,7 @@ from typing import Any
 
 from ibex.domain.identity import AgentId, OrgId, TokenId, UserId
 from ibex.domain.turns import Turn
-from ibex.stores.identity_admin import IdentityAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
 from tests.turns import make_turn
 
 

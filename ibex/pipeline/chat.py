@@ -32,7 +32,7 @@ from ibex.pipeline.sessions import check_session, choose_session
 from ibex.pipeline.tenancy import check_path_organization
 from ibex.providers.base import Provider, ProviderCall, ProviderReply
 from ibex.providers.events import event_data
-from ibex.stores.journal import Journal
+from ibex.stores.journal.writer import Journal
 from ibex.telemetry import Metrics, Stage
 
 MAX_HELD_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from ibex.domain.identity import AgentId, OrgId, Principal
 from ibex.errors import ServiceDegraded, StoreError
 from ibex.pipeline.changes import ChangeFollower, now
 from ibex.pipeline.single_flight import SingleFlight
-from ibex.stores.directives import DirectiveReader
+from ibex.stores.postgres.directives import DirectiveReader
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.directives")

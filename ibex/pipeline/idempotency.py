@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ibex.domain.identity import Principal
 from ibex.domain.turns import TurnId
 from ibex.errors import IdempotencyInProgress, IdempotencyKeyReuse, ServiceDegraded, StoreError
-from ibex.stores.idempotency import IdempotencyStore, KeyState, idempotency_key
-from ibex.stores.redis import RedisLane
+from ibex.stores.redis.idempotency import IdempotencyStore, KeyState, idempotency_key
+from ibex.stores.redis.lane import RedisLane
 from ibex.telemetry import Metrics, spawn
 
 log = logging.getLogger("ibex.idempotency")

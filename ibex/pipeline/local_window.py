@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 
-from ibex.stores.rate_limits import ScopeState, Taken
+from ibex.stores.redis.rate_limits import ScopeState, Taken
 
 WINDOW_SECONDS = 60.0
 MANY_SCOPES = 10_000

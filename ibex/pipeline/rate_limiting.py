@@ -16,8 +16,8 @@ from ibex.domain.identity import AgentId, OrgId, Principal
 from ibex.errors import RateLimited, ServiceDegraded, StoreError
 from ibex.pipeline.breaker import Breaker
 from ibex.pipeline.local_window import LocalWindows
-from ibex.stores.rate_limits import RateLimitStore, ScopeState, Taken, count_nodes, scope_keys
-from ibex.stores.redis import RedisLane
+from ibex.stores.redis.lane import RedisLane
+from ibex.stores.redis.rate_limits import RateLimitStore, ScopeState, Taken, count_nodes, scope_keys
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.rate_limiting")

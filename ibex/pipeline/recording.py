@@ -10,7 +10,7 @@ import msgspec
 from ibex.domain.completions import Usage
 from ibex.domain.turns import Outcome, Turn, TurnId
 from ibex.errors import RequestError
-from ibex.stores.journal import Journal
+from ibex.stores.journal.writer import Journal
 from ibex.telemetry import Metrics, RequestTrace, Stage, StageClock
 
 CLIENT_LEFT = 499

@@ -11,7 +11,7 @@ from uuid import UUID
 from ibex.errors import StoreError
 from ibex.pipeline.changes import ChangeFollower, now
 from ibex.pipeline.principals import Entry, Key, PrincipalCache, ids_of, is_valid, make_entry
-from ibex.stores.identity import IdentityReader
+from ibex.stores.postgres.identity import IdentityReader
 
 log = logging.getLogger("ibex.authentication")
 

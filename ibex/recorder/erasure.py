@@ -12,8 +12,8 @@ from ibex.domain.identity import OrgId
 from ibex.domain.turns import decode_turn
 from ibex.errors import StoreError
 from ibex.recorder.ledger import DATABASE_NAME, DeadLetter, Ledger
-from ibex.stores.erasure import OrganizationEraser
-from ibex.stores.trace_erasure import TraceErasure
+from ibex.stores.clickhouse.erasure import TraceErasure
+from ibex.stores.postgres.erasure import OrganizationEraser
 
 log = logging.getLogger("ibex.recorder")
 

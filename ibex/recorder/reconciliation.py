@@ -9,8 +9,8 @@ from uuid import UUID
 
 from ibex.domain.identity import OrgId
 from ibex.recorder.survey import Survey
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.stores.tallies import Period, StoredTurn, Tally
 
 Cell: TypeAlias = tuple[datetime, UUID]

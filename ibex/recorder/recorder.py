@@ -20,10 +20,10 @@ from ibex.recorder.retention import expire_checkpoints
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.journal_room import JournalRoom, directory_size
-from ibex.stores.nudges import NudgeListener, nudge_path
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.journal.nudges import NudgeListener, nudge_path
+from ibex.stores.journal.room import JournalRoom, directory_size
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.recorder")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from ibex.errors import StoreError
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.recorder")

@@ -12,9 +12,9 @@ from ibex.recorder.ledger import Ledger
 from ibex.recorder.lock import lock_journal
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.segments import SUFFIX
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.journal.segments import SUFFIX
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from ibex.domain.turns import Turn
 from ibex.errors import StoreRefused, StoreUnavailable
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.sessions import ORGANIZATION_GONE, SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.sessions import ORGANIZATION_GONE, SessionStore
 from ibex.telemetry import Metrics
 
 log = logging.getLogger("ibex.recorder")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibex.recorder.ledger import Place
-from ibex.stores.segment_writer import UNBORN_SUFFIX
-from ibex.stores.segments import HEADER_SIZE, SUFFIX, Extract, Record, SegmentReader
+from ibex.stores.journal.segment_writer import UNBORN_SUFFIX
+from ibex.stores.journal.segments import HEADER_SIZE, SUFFIX, Extract, Record, SegmentReader
 
 log = logging.getLogger("ibex.recorder")
 

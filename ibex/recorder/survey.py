@@ -11,8 +11,8 @@ from ibex.config import Settings
 from ibex.domain.turns import Turn, decode_turn
 from ibex.recorder.ledger import DATABASE_NAME, DeadLetter, Ledger
 from ibex.recorder.spool import FIRST_POSITION
-from ibex.stores.journal_room import JournalRoom, directory_size
-from ibex.stores.segments import SUFFIX, SegmentReader
+from ibex.stores.journal.room import JournalRoom, directory_size
+from ibex.stores.journal.segments import SUFFIX, SegmentReader
 
 SINKS = ("postgres", "clickhouse")
 _READ_BYTES = 8 << 20

@@ -17,10 +17,10 @@ from ibex.engines.datadir import DataDirectory
 from ibex.errors import OperatorError, ServerNotRunning
 from ibex.recorder.lock import find_recorder
 from ibex.runtime import open_recorder
-from ibex.server.databases import check_record_stores
-from ibex.server.node_metrics import MetricsEndpoint
 from ibex.server.process import begin_process, run_process
 from ibex.server.recorder import read_backlog
+from ibex.server.supervision.databases import check_record_stores
+from ibex.server.supervision.node_metrics import MetricsEndpoint
 from ibex.telemetry import Metrics, configure_logging, render_metrics, spawn
 
 log = logging.getLogger("ibex.recorder")

@@ -10,7 +10,7 @@ from ibex.runtime import open_recorder
 from ibex.server.control import Control
 from ibex.server.lifeline import Lifeline
 from ibex.server.process import begin_process, run_process
-from ibex.stores.clickhouse import TraceStore
+from ibex.stores.clickhouse.traces import TraceStore
 from ibex.telemetry import Metrics, configure_logging, spawn
 
 DRAIN_SECONDS = 5.0

@@ -3,8 +3,8 @@
 import asyncio
 
 from ibex.domain.identity import OrgId
-from ibex.stores.clickhouse_client import ClickHouse, ClickHouseAddress, translated
-from ibex.stores.postgres import Postgres
+from ibex.stores.clickhouse.client import ClickHouse, ClickHouseAddress, translated
+from ibex.stores.postgres.pool import Postgres
 
 _QUERY_SECONDS = 60.0
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from ibex.domain.identity import OrgId
-from ibex.stores.audit import Row, plain
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.postgres import Postgres
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.audit import Row, plain
+from ibex.stores.postgres.pool import Postgres
 
 _ROWS_AT_ONCE = 500
 _LONGEST_SECONDS = 6 * 3600.0

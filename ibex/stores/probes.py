@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from hiredis import ReplyError
 
-from ibex.stores.clickhouse_client import ClickHouse, ClickHouseAddress, translated
-from ibex.stores.postgres import Postgres
-from ibex.stores.redis_connection import Argument, RedisAddress, borrow_connection, translate_reply
-from ibex.stores.roles import RoleRights, read_rights
+from ibex.stores.clickhouse.client import ClickHouse, ClickHouseAddress, translated
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.roles import RoleRights, read_rights
+from ibex.stores.redis.connection import Argument, RedisAddress, borrow_connection, translate_reply
 
 _REDIS_SECONDS = 2.0
 

@@ -125,7 +125,7 @@ def _run_nginx(measurement: Measurement, plan: Plan, upstream: Target, cores: Co
 
 
 def _run_ibex(measurement: Measurement, result: Result, upstream: Target, progress: Progress) -> None:
-    from ibex.server.status import request_status
+    from ibex.server.supervision.status import request_status
 
     plan = result.plan
     outcome = Outcome(name=IBEX, title="ibex, everything on")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from ibex.server.status import ProcessStatus
+    from ibex.server.supervision.status import ProcessStatus
 
 LEAST_SECONDS = 120.0
 """A shorter run says nothing about growth: the first minute fills caches and the allocator's store."""

@@ -36,7 +36,7 @@ def count_records(settings: "Settings", org_id: OrgId, expected: int) -> Records
 
     async def count(operator: "Operator") -> Records:
         from ibex.stores.counts import count_checkpoints, count_traces
-        from ibex.stores.postgres import Postgres
+        from ibex.stores.postgres.pool import Postgres
 
         begun = changed_at = time.monotonic()
         before = (-1, -1)

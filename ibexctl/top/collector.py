@@ -18,7 +18,7 @@ from ibexctl.top.usage import family_cpu_seconds, family_memory_bytes
 if TYPE_CHECKING:
     from ibex.config import Settings
     from ibex.runtime import Operator
-    from ibex.server.status import NodeStatus, ProcessStatus
+    from ibex.server.supervision.status import NodeStatus, ProcessStatus
 
 WINDOW_SECONDS = 5.0
 """Rates are over so long at least: a node's metrics of its workers are up to a second old."""
@@ -52,7 +52,7 @@ class Collector:
 
     async def look(self) -> Sample:
         """Take a sample. Raises ServerNotRunning. The first has no rates: nothing to compare with."""
-        from ibex.server.status import request_status
+        from ibex.server.supervision.status import request_status
 
         node = await asyncio.to_thread(request_status, self._settings)
         metrics, ready, leaders = await asyncio.gather(
@@ -73,7 +73,7 @@ class Collector:
 
     async def _find_leaders(self) -> list[Leader] | str:
         """The organizations with the most turns of the last minute, or why nobody knows."""
-        from ibex.stores.trace_stats import Scope
+        from ibex.stores.clickhouse.stats import Scope
 
         operator = self._operator
         if operator is None:

@@ -47,7 +47,7 @@ def top(
     is_live = is_terminal(sys.stdout) and is_terminal(sys.stdin) and not (is_once or invocation_of(ctx).is_json)
     settings = read_settings()
 
-    from ibex.server.status import request_status
+    from ibex.server.supervision.status import request_status
 
     request_status(settings)  # before the stores: without a server, those that are embedded would be started
     sample = _look(settings, interval, is_live=is_live)

@@ -9,7 +9,7 @@ from ibex.domain.identity import DEV_ORG_ID
 from ibex.engines.addresses import resolve_addresses
 from ibex.errors import IbexError
 from ibex.recorder.survey import survey_journal
-from ibex.stores.clickhouse import TraceStore
+from ibex.stores.clickhouse.traces import TraceStore
 from tests.chaos.houses import ROUNDS, ChaosHouse, settings_of
 from tests.chaos.verdict import Books, find_faults
 

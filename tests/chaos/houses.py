@@ -11,7 +11,7 @@ import pytest
 
 from ibex.config import Settings, load_settings
 from ibex.errors import ServerNotRunning
-from ibex.server.status import NodeStatus, request_status
+from ibex.server.supervision.status import NodeStatus, request_status
 from tests.acceptance.conftest import STOP_SECONDS, House, start_house
 from tests.chaos.load import KINDS, Kind, Load, Sight
 

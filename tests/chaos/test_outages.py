@@ -14,8 +14,8 @@ import pytest
 
 from ibex.domain.identity import DEV_ORG_ID
 from ibex.engines.addresses import resolve_addresses
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.postgres import Postgres
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.pool import Postgres
 from tests.acceptance.conftest import House
 from tests.chaos.books import settle
 from tests.chaos.houses import OUTAGE_SECONDS, ChaosHouse, node_of, settings_of

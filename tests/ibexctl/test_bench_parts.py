@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ibex.server.status import describe_process
+from ibex.server.supervision.status import describe_process
 from ibexctl.bench.callers import Target, build_requests
 from ibexctl.bench.certificates import own_certificates
 from ibexctl.bench.contest import Result

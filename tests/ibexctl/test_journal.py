@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from ibex.domain.turns import Outcome, Turn
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.journal import Journal
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.journal.writer import Journal
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from tests.tenants import Tenant, make_tenant
 
 A_WHILE_AGO = (int(time.time()) - 600) * 1_000_000

@@ -156,7 +156,7 @@ def test_a_data_directory_that_another_server_holds(environment, data_dir: Path)
 
 AS_NOBODY = f"""
 import os, sys
-import ibex.runtime, ibex.server.supervisor, ibexctl.app, ibexctl.checks
+import ibex.runtime, ibex.server.supervision.supervisor, ibexctl.app, ibexctl.checks
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
 ibexctl.app.main()
 """

@@ -18,12 +18,12 @@ from ibex.domain.identity import DEV_ORG_ID, AgentId, OrgId, TokenId
 from ibex.domain.turns import encode_turn
 from ibex.recorder.ledger import Batch, Ledger, Place, Refusal
 from ibex.runtime import clickhouse_migrator
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.directives import DirectiveAdmin
-from ibex.stores.idempotency import idempotency_key
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.directives import DirectiveAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
+from ibex.stores.redis.idempotency import idempotency_key
 from tests.conftest import run_clickhouse
 from tests.ibexctl.conftest import Run
 from tests.tenants import make_tenant

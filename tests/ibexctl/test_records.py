@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 
 from ibex.domain.turns import Outcome, Turn
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from ibexctl.output import format_time
 from ibexctl.traces import stages
 from tests.tenants import Tenant, make_tenant

@@ -16,7 +16,7 @@ import pytest
 from ibex.config import load_settings
 from ibex.domain.identity import DEV_AGENT_ID, DEV_TOKEN
 from ibex.errors import OperatorError
-from ibex.server.status import NodeStatus
+from ibex.server.supervision.status import NodeStatus
 from ibexctl.proxy import Proxy
 from ibexctl.serve import describe
 from tests.conftest import new_data_dir

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from ibex.sandbox import Sandbox
+from ibex.stores.postgres.roles import RoleRights
 from ibex.stores.probes import PostgresFacts
-from ibex.stores.roles import RoleRights
 from ibexctl.checks import _judge_clock
 from tests.conftest import run_clickhouse
 from tests.ibexctl.conftest import Outcome, Run

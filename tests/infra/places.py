@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from ibex.config import Settings, environment_names, is_secret
-from ibex.server.children import GRACE_SECONDS
 from ibex.server.recorder import DRAIN_SECONDS
+from ibex.server.supervision.children import GRACE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"

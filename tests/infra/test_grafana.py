@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ibex.runtime import clickhouse_migrator
-from ibex.stores.clickhouse import TraceStore
+from ibex.stores.clickhouse.traces import TraceStore
 from tests.conftest import run_clickhouse
 from tests.infra.expressions import CATALOGUE, find_faults
 from tests.turns import ORG, make_turn

@@ -19,8 +19,8 @@ import pytest
 
 from ibex.config import Settings
 from ibex.engines.addresses import resolve_addresses
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
 from tests.conftest import remove_data_dir
 from tests.network.wiring import CLICKHOUSE, POSTGRES, PROVIDER, REDIS, Machine, Network, why_not
 from tests.tenants import Tenant, make_tenant

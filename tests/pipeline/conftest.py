@@ -15,10 +15,10 @@ from ibex.pipeline.authentication import Authenticator
 from ibex.pipeline.changes import ChangeFollower, now
 from ibex.pipeline.directives import DirectiveBook
 from ibex.pipeline.principals import Entry
-from ibex.stores.directives import DirectiveAdmin
-from ibex.stores.identity import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.redis_subscription import ChangeSubscription, publish_changes
+from ibex.stores.postgres.directives import DirectiveAdmin
+from ibex.stores.postgres.identity import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.redis.subscription import ChangeSubscription, publish_changes
 from ibex.telemetry import Metrics, spawn
 from tests.conftest import PostgresDatabase
 from tests.pipeline.readers import WatchedDirectiveReader, WatchedFeed, WatchedReader

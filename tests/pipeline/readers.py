@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from ibex.domain.directives import Directive
 from ibex.domain.identity import AgentId, Credential, OrgId, TokenId
-from ibex.stores.changes import ChangeFeed, Changes
-from ibex.stores.directives import DirectiveReader
-from ibex.stores.identity import IdentityReader
-from ibex.stores.postgres import Postgres
+from ibex.stores.postgres.changes import ChangeFeed, Changes
+from ibex.stores.postgres.directives import DirectiveReader
+from ibex.stores.postgres.identity import IdentityReader
+from ibex.stores.postgres.pool import Postgres
 from tests.waiting import eventually
 
 

@@ -26,8 +26,8 @@ from ibex.errors import (
 from ibex.pipeline import authentication, strangers
 from ibex.pipeline.authentication import read_bearer
 from ibex.pipeline.changes import now
-from ibex.stores import changes
-from ibex.stores.schema import seed_development
+from ibex.stores.postgres import changes
+from ibex.stores.postgres.schema import seed_development
 from tests.conftest import PostgresDatabase
 from tests.pipeline.conftest import Door
 from tests.tenants import make_tenant

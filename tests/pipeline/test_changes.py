@@ -11,8 +11,8 @@ import pytest
 from ibex.errors import ServiceDegraded
 from ibex.pipeline import changes
 from ibex.pipeline.changes import ChangeFollower, now
-from ibex.stores import changes as feed_module
-from ibex.stores.changes import Changes
+from ibex.stores.postgres import changes as feed_module
+from ibex.stores.postgres.changes import Changes
 from ibex.telemetry import spawn
 from tests.conftest import PostgresDatabase
 from tests.pipeline.conftest import Door

@@ -14,8 +14,8 @@ from ibex.domain.turns import mint_turn_id
 from ibex.errors import IdempotencyInProgress, IdempotencyKeyReuse, ServiceDegraded, StoreUnavailable
 from ibex.pipeline import idempotency
 from ibex.pipeline.idempotency import MAX_REPLY_BYTES, Claim, Idempotency, StoredReply, is_idempotency_key
-from ibex.stores import idempotency as stored
-from ibex.stores.redis import RedisLane
+from ibex.stores.redis import idempotency as stored
+from ibex.stores.redis.lane import RedisLane
 from ibex.telemetry import Metrics
 from tests.valkey import Valkey, open_lane, run_valkey
 from tests.waiting import eventually
@@ -273,8 +273,8 @@ import asyncio, sys, uuid
 from ibex.domain.identity import PROXY_CHAT, AgentId, OrgId, Principal, TokenId, UserId
 from ibex.domain.turns import mint_turn_id
 from ibex.pipeline import idempotency
-from ibex.stores import idempotency as stored
-from ibex.stores.redis import RedisLane
+from ibex.stores.redis import idempotency as stored
+from ibex.stores.redis.lane import RedisLane
 from ibex.telemetry import Metrics
 
 async def main(url, bearer, *ids):

@@ -11,7 +11,7 @@ import pytest
 from ibex.engines.embedded import EmbeddedEngines
 from ibex.engines.postgres import OWNER, SUPERUSER
 from ibex.errors import InvalidToken, ServiceDegraded
-from ibex.stores.schema import postgres_migrator
+from ibex.stores.postgres.schema import postgres_migrator
 from tests.conftest import UNSAFE_AND_QUICK, PostgresDatabase, new_data_dir, run_apart, settings_of
 from tests.pipeline.conftest import Door
 

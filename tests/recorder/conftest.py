@@ -16,15 +16,15 @@ from ibex.config import Settings
 from ibex.domain.identity import OrgId
 from ibex.domain.turns import Turn
 from ibex.recorder import Recorder
-from ibex.stores.changes import prune_changes
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.clickhouse_schema import ClickHouseSchema
-from ibex.stores.journal import Journal
+from ibex.stores.clickhouse.schema import ClickHouseSchema
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.journal.nudges import nudge_path
+from ibex.stores.journal.writer import Journal
 from ibex.stores.migrations import Migrator, find_migrations
-from ibex.stores.nudges import nudge_path
-from ibex.stores.postgres import Postgres
-from ibex.stores.schema import seed_development
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.changes import prune_changes
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.schema import seed_development
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 from tests.turns import ORG
 

@@ -15,10 +15,10 @@ from typing import Any
 from ibex.config import load_settings
 from ibex.recorder import Recorder
 from ibex.recorder.ledger import Ledger
-from ibex.stores.changes import prune_changes
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.changes import prune_changes
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 
 

@@ -12,11 +12,11 @@ from ibex.domain.turns import Turn, encode_turn
 from ibex.recorder.erasure import erase_organization, forget_erased
 from ibex.recorder.ledger import Batch, Ledger, Place, Refusal
 from ibex.recorder.salvage import deliver_journal
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.erasure import OrganizationEraser
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.erasure import OrganizationEraser
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from tests.recorder.conftest import House
 from tests.tenants import Tenant, make_tenant
 from tests.turns import make_turn

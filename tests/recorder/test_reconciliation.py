@@ -8,9 +8,9 @@ import pytest
 from ibex.domain.identity import OrgId
 from ibex.recorder.reconciliation import kept_part, reconcile
 from ibex.recorder.survey import survey_journal
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.clickhouse.traces import TraceStore
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.stores.tallies import Period
 from tests.recorder.conftest import House
 from tests.turns import ORG, make_turn

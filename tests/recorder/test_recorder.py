@@ -12,8 +12,8 @@ import pytest
 
 from ibex.domain.turns import Outcome
 from ibex.recorder.ledger import DATABASE_NAME, Ledger
-from ibex.stores.segment_writer import SegmentWriter
-from ibex.stores.segments import HEADER_SIZE, encode_record
+from ibex.stores.journal.segment_writer import SegmentWriter
+from ibex.stores.journal.segments import HEADER_SIZE, encode_record
 from tests.conftest import run_clickhouse
 from tests.recorder.conftest import House
 from tests.recorder.relay import Relay

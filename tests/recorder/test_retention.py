@@ -8,8 +8,8 @@ import asyncpg
 
 from ibex.domain.turns import Turn
 from ibex.recorder.retention import expire_checkpoints
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 from tests.recorder.conftest import House
 from tests.turns import make_turn

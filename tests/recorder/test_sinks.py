@@ -2,7 +2,7 @@
 
 from ibex.domain.identity import OrgId
 from ibex.recorder.sinks import TraceSink
-from ibex.stores.clickhouse import TraceStore
+from ibex.stores.clickhouse.traces import TraceStore
 from tests.recorder.conftest import House
 from tests.turns import ORG, make_turn
 

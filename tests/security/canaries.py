@@ -18,11 +18,11 @@ import redis
 
 from ibex.config import Secret
 from ibex.recorder import Recorder
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.clickhouse_schema import ClickHouseSchema
+from ibex.stores.clickhouse.schema import ClickHouseSchema
+from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.migrations import Migrator, find_migrations
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from ibex.telemetry import Metrics
 from tests.security.http.raw_client import Connection
 from tests.server.conftest import Edge

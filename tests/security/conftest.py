@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from ibex.domain.identity import PERMISSION_SETS, AgentId, Permission, mint_token
-from ibex.stores.redis_subscription import publish_changes
+from ibex.stores.redis.subscription import publish_changes
 from tests.conftest import PostgresDatabase
 from tests.relays import Relay
 from tests.security.canaries import log_lines, spans

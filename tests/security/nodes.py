@@ -22,8 +22,8 @@ import redis
 
 from ibex.config import Settings
 from ibex.engines.addresses import StoreAddresses, resolve_addresses
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
 from tests.acceptance.conftest import House, make_data_dir, remove_data_dir, start_house, stop_house
 from tests.tenants import Tenant
 from tests.valkey import Valkey, run_valkey

@@ -18,8 +18,8 @@ import pytest
 from ibex.domain.identity import TokenId
 from ibex.pipeline import rereading
 from ibex.pipeline.changes import TRUST_SECONDS
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.redis_subscription import publish_changes
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.redis.subscription import publish_changes
 from tests.acceptance.conftest import House
 from tests.relays import relayed
 from tests.security.nodes import CHAT, PROBE, Line, Nodes, worker_pids

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from ibex.pipeline.idempotency import RENEW_SECONDS
-from ibex.stores.idempotency import LEASE_MS
+from ibex.stores.redis.idempotency import LEASE_MS
 from tests.security.nodes import CHAT, Nodes, make_chat
 from tests.tenants import Tenant, make_tenant
 

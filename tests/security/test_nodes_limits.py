@@ -6,7 +6,7 @@ from collections import Counter
 import redis
 
 from ibex.pipeline.rate_limiting import BEAT_SECONDS
-from ibex.stores.rate_limits import NODES_KEY
+from ibex.stores.redis.rate_limits import NODES_KEY
 from tests.security.nodes import CHAT, Answer, Line, Nodes
 from tests.tenants import Tenant, make_tenant
 from tests.waiting import eventually

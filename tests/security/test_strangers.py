@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from ibex.domain.identity import mint_token
-from ibex.stores.identity_admin import IdentityAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
 from tests.security.nodes import CHAT, PROBE, Answer, Line, Nodes
 from tests.tenants import Tenant, make_tenant
 

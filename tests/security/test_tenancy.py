@@ -16,28 +16,28 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from tests.stores.test_schema import TENANT_TABLES
 
 import ibex.stores
 from ibex.domain.identity import AgentId, OrgId, UserId
 from ibex.errors import UnknownEntity
-from ibex.stores import roles, sessions
-from ibex.stores.audit import AuditedStore
-from ibex.stores.changes import prune_changes
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.clickhouse_schema import ClickHouseSchema
+from ibex.stores.clickhouse.schema import ClickHouseSchema
+from ibex.stores.clickhouse.stats import Scope, TraceStats
+from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.counts import count_checkpoints, count_traces
-from ibex.stores.directives import DirectiveReader
 from ibex.stores.export import export_organization
-from ibex.stores.identity import IdentityReader
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.identity_directory import IdentityDirectory
 from ibex.stores.migrations import Migrator, find_migrations
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import AGENT_GONE, SessionStore
+from ibex.stores.postgres import roles, sessions
+from ibex.stores.postgres.audit import AuditedStore
+from ibex.stores.postgres.changes import prune_changes
+from ibex.stores.postgres.directives import DirectiveReader
+from ibex.stores.postgres.identity import IdentityReader
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.identity_directory import IdentityDirectory
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import AGENT_GONE, SessionStore
 from ibex.stores.tallies import Period
-from ibex.stores.trace_stats import Scope, TraceStats
 from tests.conftest import PostgresDatabase
-from tests.stores.test_schema import TENANT_TABLES
 from tests.tenants import Tenant, make_tenant
 
 Statement = tuple[str, tuple[Any, ...]]

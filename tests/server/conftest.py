@@ -18,10 +18,10 @@ from ibex.runtime import Worker, clickhouse_migrator, open_worker
 from ibex.sandbox import Sandbox
 from ibex.server.control import Control
 from ibex.server.edge.app import HttpServer
-from ibex.stores.directives import DirectiveAdmin
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.segments import HEADER_SIZE, SUFFIX, SegmentReader
+from ibex.stores.journal.segments import HEADER_SIZE, SUFFIX, SegmentReader
+from ibex.stores.postgres.directives import DirectiveAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
 from ibex.telemetry import Metrics
 from tests.tenants import Tenant, make_tenant
 

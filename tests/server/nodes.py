@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 
 from ibex.config import Settings
-from ibex.server.shutdown import StopResult
-from ibex.server.status import NodeStatus
-from ibex.server.supervisor import Supervisor
+from ibex.server.supervision.shutdown import StopResult
+from ibex.server.supervision.status import NodeStatus
+from ibex.server.supervision.supervisor import Supervisor
 
 SMALL_WORKER = (sys.executable, str(Path(__file__).with_name("small_worker.py")))
 

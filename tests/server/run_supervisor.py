@@ -5,8 +5,8 @@ import os
 import sys
 
 from ibex.config import load_settings
-from ibex.server.status import NodeStatus
-from ibex.server.supervisor import serve
+from ibex.server.supervision.status import NodeStatus
+from ibex.server.supervision.supervisor import serve
 
 if __name__ == "__main__":
     settings = load_settings({"IBEX_ENV_FILE": os.devnull, "IBEX_DATA_DIR": sys.argv[1], "IBEX_PORT": "0"})

@@ -8,7 +8,7 @@ import pytest
 
 from ibex.config import Secret, Settings
 from ibex.errors import ConfigurationError, OperatorError
-from ibex.server.status import request_reload
+from ibex.server.supervision.status import request_reload
 from tests.relays import relayed
 from tests.server.nodes import Node, eventually, is_alive, running
 

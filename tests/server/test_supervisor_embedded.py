@@ -17,7 +17,7 @@ from ibex.domain.identity import DEV_AGENT_ID, DEV_TOKEN
 from ibex.engines.datadir import DataDirectory
 from ibex.engines.processes import ProcessIdentity
 from ibex.runtime import open_operator
-from ibex.server.status import request_status
+from ibex.server.supervision.status import request_status
 from tests.conftest import remove_data_dir, settings_of
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")

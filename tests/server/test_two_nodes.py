@@ -10,7 +10,7 @@ import aiohttp
 
 from ibex.config import Settings
 from ibex.sandbox import Sandbox
-from ibex.server.launching import WORKER
+from ibex.server.supervision.launching import WORKER
 from tests.conftest import new_data_dir
 from tests.server.nodes import Node, eventually, running
 from tests.server.served import with_upstream

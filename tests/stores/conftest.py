@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ibex.domain.directives import DirectiveMode
-from ibex.stores.directives import DirectiveAdmin
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.directives import DirectiveAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import SessionStore
 from tests.conftest import PostgresDatabase
 from tests.tenants import Tenant, make_tenant
 

@@ -10,7 +10,7 @@ import pytest
 
 from ibex.errors import ConfigurationError, OperatorError, SchemaMismatch
 from ibex.stores.migrations import Migration, Migrator, find_migrations, read_migrations
-from ibex.stores.schema import PostgresTarget, check_schema, postgres_migrator
+from ibex.stores.postgres.schema import PostgresTarget, check_schema, postgres_migrator
 from tests.conftest import PostgresDatabase
 
 KNOWN = find_migrations("postgres")
@@ -149,8 +149,8 @@ async def test_a_migration_begins_again_when_a_recorder_is_in_its_way(
 async def test_a_migration_that_cannot_have_its_locks_says_so(
     target: PostgresTarget, postgres_database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ibex.stores.schema._LOCK_WAIT_MS", 50)
-    monkeypatch.setattr("ibex.stores.schema._ATTEMPTS", 2)
+    monkeypatch.setattr("ibex.stores.postgres.schema._LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("ibex.stores.postgres.schema._ATTEMPTS", 2)
     busy = await asyncpg.connect(postgres_database.dsn)
     await busy.execute("begin; lock table ibex_core.sessions in row exclusive mode")
     adding = ONE_MORE._replace(up_sql="alter table ibex_core.sessions add column b int")

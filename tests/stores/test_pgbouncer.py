@@ -14,12 +14,12 @@ import pytest
 from ibex.domain.identity import DEV_TOKEN_ID, OrgId
 from ibex.errors import StoreRefused
 from ibex.runtime import clickhouse_migrator
-from ibex.stores.changes import ChangeFeed
-from ibex.stores.identity import IdentityReader
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.postgres import Postgres
-from ibex.stores.schema import check_schema, seed_development
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.changes import ChangeFeed
+from ibex.stores.postgres.identity import IdentityReader
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.schema import check_schema, seed_development
+from ibex.stores.postgres.sessions import SessionStore
 from tests.acceptance.conftest import House, start_house, stop_house
 from tests.conftest import PostgresDatabase
 from tests.pgbouncer import PROGRAM, pooled

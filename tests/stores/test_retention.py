@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from ibex.errors import StoreRefused
-from ibex.stores.postgres import Postgres
-from ibex.stores.sessions import Expired, SessionStore
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.sessions import Expired, SessionStore
 from tests.tenants import Tenant
 
 MONTH = timedelta(days=30)

@@ -5,9 +5,9 @@
 
 import os
 
-from ibex.stores.clickhouse_schema import ClickHouseSchema
+from ibex.stores.clickhouse.schema import ClickHouseSchema
 from ibex.stores.migrations import Migrator, find_migrations
-from ibex.stores.schema import postgres_migrator
+from ibex.stores.postgres.schema import postgres_migrator
 from tests.conftest import PostgresDatabase
 from tests.stores.schema_texts import SCHEMAS, describe_clickhouse, describe_postgres, path_of
 

@@ -17,14 +17,14 @@ from ibex.domain.directives import DirectiveMode
 from ibex.domain.identity import DEV_ORG_ID, AgentId
 from ibex.errors import SchemaMismatch
 from ibex.runtime import clickhouse_migrator
-from ibex.stores.clickhouse import TraceStore
-from ibex.stores.directives import DirectiveAdmin
-from ibex.stores.identity_admin import IdentityAdmin
-from ibex.stores.identity_directory import IdentityDirectory
+from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.migrations import Migration, Migrator, find_migrations
-from ibex.stores.postgres import Postgres
-from ibex.stores.schema import PostgresTarget, check_schema, postgres_migrator, seed_development
-from ibex.stores.sessions import SessionStore
+from ibex.stores.postgres.directives import DirectiveAdmin
+from ibex.stores.postgres.identity_admin import IdentityAdmin
+from ibex.stores.postgres.identity_directory import IdentityDirectory
+from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.schema import PostgresTarget, check_schema, postgres_migrator, seed_development
+from ibex.stores.postgres.sessions import SessionStore
 from tests.acceptance.conftest import House, start_house, stop_house
 from tests.conftest import PostgresDatabase, run_clickhouse
 from tests.stores.schema_texts import describe_postgres, path_of

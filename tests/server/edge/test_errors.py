@@ -14,7 +14,7 @@ import pytest
 from ibex.config import Secret
 from ibex.domain.identity import Permission
 from ibex.errors import RequestError
-from ibex.stores.identity_admin import StatusKind
+from ibex.stores.postgres.identity_admin import StatusKind
 from tests.server.conftest import Edge
 from tests.tenants import make_tenant
 

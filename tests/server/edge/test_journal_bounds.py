@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from ibex.stores.segments import HEADER_SIZE
+from ibex.stores.journal.segments import HEADER_SIZE
 from tests.server.conftest import Edge
 from tests.waiting import eventually
 

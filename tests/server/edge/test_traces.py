@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ibex.config import Settings
-from ibex.server.launching import WORKER
+from ibex.server.supervision.launching import WORKER
 from tests.server.conftest import Edge
 from tests.server.nodes import running
 from tests.telemetry.otlp import Receiver, attributes, http_receiver

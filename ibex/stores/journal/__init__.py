@@ -1,0 +1,1 @@
+"""The journal: finished turns on this node's disk until both stores have them."""
