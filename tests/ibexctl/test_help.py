@@ -25,7 +25,7 @@ def find(words: list[str]) -> Any:
 
 def families() -> list[list[str]]:
     """The words of every group of commands."""
-    return sorted({tuple(words[:size]) for words in LEAVES for size in range(1, len(words))}, key=len)  # type: ignore[arg-type]
+    return [list(words) for words in sorted({tuple(words[:size]) for words in LEAVES for size in range(1, len(words))})]
 
 
 def help_of(words: list[str]) -> str:

@@ -6,7 +6,7 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -255,7 +255,7 @@ def test_each_change_leaves_an_audit_event(ibexctl, org_id, agent_id) -> None:
     assert len(ibexctl("audit", "list", "--limit", 2, "--json").data["audit_events"]) == 2
 
 
-NOBODY = uuid4()
+NOBODY = UUID("019b0000-0000-7000-8000-00000000dead")
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,9 @@ def test_what_is_unused_for_long_is_forgotten_and_what_is_old_or_void_is_due() -
         ({}, None, MissingAgentId),
         ({}, "", MissingAgentId),
         ({}, "junk", ValidationFailed),
-        ({"agent_status": None}, str(uuid4()), AgentNotAuthorized),
-        ({"bound_agent_id": AgentId(uuid4()), "agent_status": "paused"}, str(uuid4()), AgentNotAuthorized),
-        ({"agent_status": "archived"}, str(uuid4()), AgentSuspended),
+        ({"agent_status": None}, str(UUID(int=4)), AgentNotAuthorized),
+        ({"bound_agent_id": AgentId(uuid4()), "agent_status": "paused"}, str(UUID(int=4)), AgentNotAuthorized),
+        ({"agent_status": "archived"}, str(UUID(int=4)), AgentSuspended),
         ({}, str(UUID(int=5)), None),
     ],
 )
