@@ -56,11 +56,13 @@ class Handover:
 
     def _receive(self, on_connection: Callable[[socket.socket], None]) -> None:
         try:
-            _, fds, _, _ = socket.recv_fds(self._taking, 1, 1)
+            word, fds, _, _ = socket.recv_fds(self._taking, 1, 1)
         except BlockingIOError:
             return
         except OSError as error:
             log.error("a connection could not be taken over", extra={"reason": error.strerror})
             return
+        if word and not fds:  # this process has no descriptor left, so the kernel has closed the connection
+            log.error("a connection was lost on its way here", extra={"reason": "too many open files"})
         for fd in fds:
             on_connection(socket.socket(fileno=fd))

@@ -121,7 +121,7 @@ async def open_http_server(settings: Settings, slot: int, metrics: Metrics, cont
         server = HttpServer(worker, control)
         control.read_facts = lambda: {
             "in_flight": server.in_flight,
-            "streams": server.unfinished.streams,
+            "streams": server.streams,
             "journal_pressure": round(worker.journal.pressure, 3),
         }
         yield server

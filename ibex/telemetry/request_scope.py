@@ -12,11 +12,33 @@ class Logged(Protocol):
         ...
 
 
-current_request: ContextVar[Logged | None] = ContextVar("current_request", default=None)
-"""Set for as long as the request is served. The tasks it starts inherit it; threads and other tasks have none."""
+class RequestScope:
+    """The time in which one request is served.
+
+    Whatever the request starts (sockets, timers, tasks) inherits its scope, and may live on and work for others; so the
+    scope is emptied when the request is over. Then it neither names the wrong request nor keeps one in memory.
+    """
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Logged) -> None:
+        """Log lines written from now on are the request's."""
+        self._request: Logged | None = request
+        _current.set(self)
+
+    def end(self) -> None:
+        """The request is over."""
+        self._request = None
+
+    def log_facts(self) -> dict[str, Any]:
+        """What a log line says of the request; nothing once it is over."""
+        return {} if self._request is None else self._request.log_facts()
+
+
+_current: ContextVar[RequestScope | None] = ContextVar("current_request", default=None)
 
 
 def facts_of_current_request() -> dict[str, Any]:
     """What every log line says of the request it belongs to; nothing outside of one."""
-    request = current_request.get()
-    return {} if request is None else request.log_facts()
+    scope = _current.get()
+    return {} if scope is None else scope.log_facts()

@@ -1,15 +1,18 @@
 """Log lines: what is in them, and what never is."""
 
+import contextvars
 import json
 import logging
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from ibex.telemetry import current_request
+from ibex.telemetry import RequestScope
 from ibex.telemetry.logs import _JsonFormatter
+from ibex.telemetry.request_scope import facts_of_current_request
 
 LOG_SOMETHING = """
 import logging
@@ -83,10 +86,28 @@ def test_a_line_tells_the_request_it_belongs_to() -> None:
 
     formatter = _JsonFormatter("worker 0")
     record = logging.makeLogRecord({"msg": "key lost", "turn_id": "u-1"})
-    scope = current_request.set(Request())
+    scope = RequestScope(Request())
     inside = json.loads(formatter.format(record))
-    current_request.reset(scope)
+    scope.end()
     outside = json.loads(formatter.format(record))
 
     assert (inside["request_id"], inside["turn_id"], inside["trace_id"]) == ("r-1", "u-1", "t-1")
     assert "request_id" not in outside
+
+
+def test_what_outlives_a_request_neither_names_it_nor_keeps_it() -> None:
+    class Request:
+        def log_facts(self) -> dict[str, str]:
+            return {"request_id": "r-1"}
+
+    request = Request()
+    scope = RequestScope(request)
+    inherited = contextvars.copy_context()
+    assert inherited.run(facts_of_current_request) == {"request_id": "r-1"}
+
+    kept = weakref.ref(request)
+    scope.end()
+    del request
+
+    assert inherited.run(facts_of_current_request) == {}
+    assert kept() is None

@@ -75,9 +75,14 @@ class HttpServer:
         return len(self._middleware.replies)
 
     @property
+    def streams(self) -> int:
+        """Those of them that are streams."""
+        return sum(reply.is_stream for reply in self._middleware.replies)
+
+    @property
     def unfinished(self) -> Unfinished:
         """Requests that are not answered yet, or whose answer's last bytes the client has not taken."""
-        streams = sum(reply.is_stream for reply in self._middleware.replies)
+        streams = self.streams
         return Unfinished(self.in_flight - streams + self._edge.count_untaken(), streams)
 
     def withdraw(self) -> None:

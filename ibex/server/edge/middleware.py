@@ -22,7 +22,7 @@ from ibex.server.edge.protocol import EdgeProtocol
 from ibex.server.edge.repeats import Payload
 from ibex.server.edge.routes import Routes
 from ibex.server.edge.wire import WireReply
-from ibex.telemetry import AccessLog, Metrics, RequestFacts, Stage, StageClock, Tracing, current_request
+from ibex.telemetry import AccessLog, Metrics, RequestFacts, RequestScope, Stage, StageClock, Tracing
 from ibex.telemetry.metrics import CounterChild, HistogramChild
 
 log = logging.getLogger("ibex.server")
@@ -63,7 +63,7 @@ class Middleware:
     async def serve(self, protocol: EdgeProtocol, head: RequestHead, payload: Payload) -> WireReply:
         """Answer one request; the reply is on the wire when this returns."""
         inbound = self._receive(protocol, head, payload)
-        scope = current_request.set(inbound)
+        scope = RequestScope(inbound)
         reply = self._make_reply(inbound)
         self.replies.add(reply)
         route = "unmatched"
@@ -87,7 +87,7 @@ class Middleware:
             self.replies.discard(reply)
             protocol.end_request()
             self._account(inbound, reply, route)
-            current_request.reset(scope)
+            scope.end()
         if head.fault is not None or inbound.has_unread_body:
             reply.keep_alive = False
             await protocol.linger()

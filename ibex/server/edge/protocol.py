@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from ibex.errors import HeadersTooLarge, PayloadTooLarge, RequestError, RequestTimeout, ValidationFailed
@@ -79,7 +79,7 @@ class EdgeProtocol(RequestHandler):
         self.is_serving = False
         self._is_deaf = False
         """Whether whatever still comes in is dropped."""
-        self._newest: tuple[Any, StreamReader] | None = None
+        self._newest: tuple[Any, Any] | None = None
         """The request the parser has begun last: the next bytes are its body's or the next head's."""
         self._head = bytearray()
         """The beginning of a head, when it came in pieces."""
@@ -192,7 +192,8 @@ class EdgeProtocol(RequestHandler):
         if body is None:
             return False
         self.received_at = perf_counter()
-        messages.append((repeated.head, body))
+        self._newest = taken = (repeated.head, body)
+        messages.append(taken)
         waiter.set_result(None)
         return True
 

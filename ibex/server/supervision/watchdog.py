@@ -22,6 +22,7 @@ class Watchdog:
         self._seconds = seconds
         self._silence: dict[Child, tuple[int, int]] = {}
         """How many messages each had sent when it was last heard, and how many beats ago that was."""
+        self._ending: set[Child] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -38,11 +39,19 @@ class Watchdog:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             limit = self._seconds()
-            silent = [child for child, seconds in self._listen() if 0 < limit <= seconds]
+            silent = [child for child, seconds in self._listen() if 0 < limit <= seconds and child not in self._ending]
             for child in silent:
                 facts = {"child": child.name, "pid": child.pid, "seconds": limit}
                 log.error("process says nothing; ending it", extra=facts)
-            await asyncio.gather(*(child.abort() for child in silent))
+                self._ending.add(child)
+                _ = spawn(self._end(child), name=f"end {child.name}")
+
+    async def _end(self, child: Child) -> None:
+        """End one; it may take for ever, when the kernel itself waits for a disk, and the others are watched on."""
+        try:
+            await child.abort()
+        finally:
+            self._ending.discard(child)
 
     def _listen(self) -> Iterable[tuple[Child, float]]:
         """Each child that serves, and for how long it has been silent (s)."""

@@ -111,6 +111,24 @@ async def test_a_connection_parses_the_same_head_once(edge: Edge, monkeypatch: p
     assert [json.loads(seen.body)["messages"][-1]["content"] for seen in edge.sandbox.requests.last()] == texts
 
 
+async def test_the_next_head_may_begin_before_a_repeated_request_is_served(edge: Edge) -> None:
+    """A client that does not wait: its bytes come in two reads of one tick."""
+    connection = await Connection.open(edge.port)
+    request = edge.raw_request()
+    assert await ask(connection, request) == [200]
+    (server_side,) = edge.server._edge.connections
+
+    server_side.data_received(request)
+    server_side.data_received(request[:40])
+    connection.received.clear()
+    connection.writer.write(request[40:])
+    while len(seen := responses(bytes(connection.received))) < 2 and await connection.read_on():
+        pass
+    connection.close()
+
+    assert [response.status for response in seen] == [200, 200]
+
+
 @pytest.mark.parametrize("edge", [{"max_body_bytes": 1024}], indirect=True)
 async def test_a_declared_size_is_judged_first_on_a_repeated_head_too(edge: Edge) -> None:
     connection = await Connection.open(edge.port)
