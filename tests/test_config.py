@@ -33,6 +33,26 @@ def test_everything_has_a_default() -> None:
     assert settings.resolved_llm_mode == "sandbox"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("IBEX_CHECKPOINT_RETENTION", "10000000000"),
+        ("IBEX_SESSION_IDLE_MINUTES", "1e20"),
+        ("IBEX_SHUTDOWN_DELAY", "inf"),
+        ("IBEX_WATCHDOG_SECONDS", "1"),
+        ("IBEX_WATCHDOG_SECONDS", "-1"),
+    ],
+)
+def test_a_span_that_would_break_what_lives_by_it_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}: (Input should be less than or equal to|write 5 or more)"):
+        load_settings({**NO_FILE, name: value})
+
+
+@pytest.mark.parametrize("seconds", ["0", "5"])
+def test_a_watchdog_is_off_or_patient(seconds: str) -> None:
+    assert load_settings({**NO_FILE, "IBEX_WATCHDOG_SECONDS": seconds}).watchdog_seconds == float(seconds)
+
+
 def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("IBEX_PORT=1\nIBEX_WORKERS=3\nIBEX_HOST=localhost\n")

@@ -20,6 +20,9 @@ EMBEDDED = "embedded"
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+_CENTURY_DAYS = 36_500
+"""The longest span that is set: what is far longer is no `timedelta` and no interval of Postgres any more."""
+
 Environment = Literal["development", "staging", "production"]
 
 
@@ -54,6 +57,13 @@ def _check_collector(url: str) -> str:
     return url
 
 
+def _check_watchdog(seconds: float) -> float:
+    """Refuses what a healthy child could be ended for: one speaks each second, and later under load."""
+    if not (seconds == 0 or seconds >= 5):
+        raise ValueError("write 5 or more seconds, since a busy process may be silent for a while; 0 is off")
+    return seconds
+
+
 PostgresDsn = Annotated[Secret, _dsn("postgresql://user:password@host:5432/database", "postgresql", "postgres")]
 RedisUrl = Annotated[
     Secret, _dsn("redis://[user:password@]host[:port][/db], rediss://… or unix:///path", "redis", "rediss", "unix")
@@ -62,6 +72,7 @@ ClickHouseDsn = Annotated[
     Secret, _dsn("http(s)://user:password@host:8123/database", "http", "https", "clickhouse", "clickhouses")
 ]
 CollectorUrl = Annotated[str, AfterValidator(_check_collector)]
+WatchdogSeconds = Annotated[float, AfterValidator(_check_watchdog)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -86,10 +97,10 @@ class Settings(BaseModel):
     metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
     shutdown_timeout: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
     shutdown_delay: float = _setting(
-        0.0, "how long before that /ready says 503 while all is served as before, for load balancers (s)", ge=0
+        0.0, "how long before that /ready says 503 while all is served as before, for load balancers (s)", ge=0, le=3600
     )
-    watchdog_seconds: float = _setting(
-        30.0, "a child process that hangs for so long is ended and started again (s); 0 is off", ge=0
+    watchdog_seconds: WatchdogSeconds = _setting(
+        30.0, "a child process that hangs for so long is ended and started again (s), 5 or more; 0 is off"
     )
 
     postgres_dsn: PostgresDsn = _setting(
@@ -168,9 +179,15 @@ class Settings(BaseModel):
         0.0, "new chats are refused when a turn has waited for longer (s); 0 is off", ge=0
     )
     capture_content: bool = _setting(False, "keep the text of prompts and replies in checkpoints")
-    session_idle_minutes: float = _setting(45.0, "a session idle for longer is abandoned (min)", gt=0)
+    session_idle_minutes: float = _setting(
+        45.0, "a session idle for longer is abandoned (min)", gt=0, le=_CENTURY_DAYS * 1440
+    )
     checkpoint_retention_days: int = _setting(
-        0, "checkpoints recorded longer ago are deleted (days); 0 keeps them", "IBEX_CHECKPOINT_RETENTION", ge=0
+        0,
+        "checkpoints recorded longer ago are deleted (days); 0 keeps them",
+        "IBEX_CHECKPOINT_RETENTION",
+        ge=0,
+        le=_CENTURY_DAYS,
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(

@@ -2,9 +2,13 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 _NAME = "recorder.lock"
+_WIDTH = 20
+_LOOKS, _LOOK_SECONDS = 100, 0.001
+"""How often the number of a process is looked for that has taken the lock and not written it yet."""
 
 
 def lock_journal(directory: Path) -> int | None:
@@ -15,13 +19,14 @@ def lock_journal(directory: Path) -> int | None:
     except BlockingIOError:
         os.close(fd)
         return None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    # One write over a predecessor's number, never a truncation: who looks meanwhile must not find nothing.
+    os.pwrite(fd, str(os.getpid()).ljust(_WIDTH).encode(), 0)
     return fd
 
 
 def find_recorder(directory: Path) -> int | None:
-    """The process that delivers from a journal, by the number it has where it runs; None when none does.
+    """The process that delivers from a journal, by the number it has where it runs; None when none does, 0 when one
+    that was stopped in mid-start has not said its number.
 
     It looks by taking the lock for a moment, so one that finds it taken should try again before it gives up.
     """
@@ -30,10 +35,20 @@ def find_recorder(directory: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        number = os.pread(fd, 20, 0)
-        return int(number) if number.isdigit() else 0
+        return _read_holder(fd)
     finally:
         os.close(fd)
-    return None
+
+
+def _read_holder(fd: int) -> int | None:
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            number = os.pread(fd, _WIDTH, 0).strip()
+            if number.isdigit():
+                return int(number)
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return None
+    return 0
