@@ -6,8 +6,8 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Protocol
 
 from ibex.config import Settings, load_settings
@@ -49,8 +49,12 @@ class Server(Protocol):
         """What has not been answered to the end."""
         ...
 
+    def stop_accepting(self, queued: Iterable[socket.socket]) -> None:
+        """Accept nothing more, and take these connections, which nobody has accepted."""
+        ...
+
     async def drain(self, seconds: float) -> None:
-        """Accept nothing more, and return when every request has been answered.
+        """Return when every request has been answered.
 
         Idle connections go to the successor when there is one (`Control.has_successor`).
         """
@@ -100,6 +104,13 @@ class Sockets:
             adopted = self._adopted.pop(slot, None)
             if adopted is not None:
                 await server.release(adopted)
+
+    def take_queued(self) -> Iterator[socket.socket]:
+        """Connections that have been made and that nobody has accepted: with the last listener they would be reset."""
+        for sock in self._inherited:
+            with suppress(BlockingIOError):
+                while True:
+                    yield sock.accept()[0]
 
     def close(self) -> None:
         """Close the inherited ones: with the last process that holds them, the port closes."""
@@ -153,6 +164,7 @@ async def serve(
             gc.set_threshold(*GC_THRESHOLDS)
             control.ready()
             seconds = await lifeline.ended()
+            server.stop_accepting(() if control.has_successor else sockets.take_queued())
             sockets.close()
             await lifeline.within(server.drain(seconds))
             confess(control, server.unfinished)

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -51,9 +51,13 @@ class SmallServer:
     def unfinished(self) -> Unfinished:
         return Unfinished(self._slow, 0)
 
-    async def drain(self, seconds: float) -> None:
+    def stop_accepting(self, queued: Iterable[socket.socket]) -> None:
         for listener in self._listeners.values():
             listener.close()
+        for sock in queued:
+            sock.close()
+
+    async def drain(self, seconds: float) -> None:
         deadline = asyncio.get_running_loop().time() + seconds
         while self._slow and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (small)
             await asyncio.sleep(0.02)

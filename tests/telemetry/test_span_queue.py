@@ -53,7 +53,7 @@ async def test_a_collector_that_is_away_is_said_once_each_way(
     protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ibex.telemetry.span_queue.GATHER_SECONDS", 0.01)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="ibex")
     metrics = Metrics()
     queue = open_queue(CLOSED_PORT, metrics, otel_protocol=protocol)
     for so_far in (1, 2):

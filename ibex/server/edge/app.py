@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from typing import NoReturn
 
 import aiohttp
@@ -109,11 +110,16 @@ class HttpServer:
         if listener is not None:
             listener.close()
 
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting, let every request be answered, and return when no connection is left or time is up."""
+    def stop_accepting(self, queued: Iterable[socket.socket]) -> None:
+        """Accept no more connections but these, which wait to be accepted."""
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+        for sock in queued:
+            self._take_over(sock)
+
+    async def drain(self, seconds: float) -> None:
+        """Let every request be answered, and return when no connection is left or time is up."""
         deadline = asyncio.get_running_loop().time() + seconds
         handover = self._control.handover
         if self._control.has_successor and handover is not None:
@@ -144,7 +150,7 @@ class HttpServer:
             sock.setblocking(False)
             await asyncio.get_running_loop().connect_accepted_socket(self._edge, sock)
 
-        _ = spawn(serve(), name="connection taken over")
+        _ = spawn(serve(), name="connection taken")
 
     async def close(self) -> None:
         """End what is left, at once, and say so to whoever waits for it."""
