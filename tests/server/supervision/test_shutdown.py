@@ -23,7 +23,7 @@ async def test_what_is_not_finished_in_time_is_cut_and_counted_by_worker(setting
     async with running(with_times(settings, timeout=0.3)) as node:
         slow = asyncio.gather(*(node.ask("/slow?90") for _ in range(5)), return_exceptions=True)
         await seen_in_flight(node, 5)
-        held = {process.name: process.facts["in_flight"] for process in node.status.processes[1:]}
+        held = {process.name: process.facts.get("in_flight", 0) for process in node.status.processes[1:]}
         result = await node.stop()
         outcomes = await slow
 
