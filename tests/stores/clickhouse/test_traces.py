@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from inspect import Parameter, signature
 from uuid import uuid4
 
@@ -13,8 +13,10 @@ from ibex.domain.turns import Outcome
 from ibex.errors import ConfigurationError, SchemaMismatch, StoreRefused, StoreUnavailable
 from ibex.stores.clickhouse.client import ClickHouseAddress
 from ibex.stores.clickhouse.schema import ClickHouseSchema
+from ibex.stores.clickhouse.stats import Scope
 from ibex.stores.clickhouse.traces import TRACE_COLUMNS, TraceStore
 from ibex.stores.migrations import Migrator, find_migrations
+from ibex.stores.tallies import Period
 from tests.turns import AGENT, ORG, make_turn
 
 OTHER = OrgId(uuid4())
@@ -79,6 +81,23 @@ async def test_only_the_organizations_named_are_seen(traces: TraceStore) -> None
     assert len(await traces.list(org_ids=[*OURS, OTHER])) == 2
     assert await traces.show(theirs.turn_id, org_ids=OURS) == []
     assert len(await traces.show(theirs.turn_id, org_ids=[OTHER])) == 1
+
+
+async def test_ten_thousand_organizations_are_asked_for_at_once(traces: TraceStore) -> None:
+    ours, theirs = make_turn(), make_turn(org_id=OTHER)
+    await traces.insert([ours, theirs], "t")
+    many = [*OURS, *(OrgId(uuid4()) for _ in range(10_000)), OTHER]
+    assert {row["turn_id"] for row in await traces.list(org_ids=many)} == {ours.turn_id, theirs.turn_id}
+    assert {
+        row["turn_id"] for row in await traces.list(org_ids=many, session="s-1", limit=9, agent=AgentId(AGENT))
+    } == {
+        ours.turn_id,
+        theirs.turn_id,
+    }
+    sums = await traces.stats.sum_up(Scope(org_ids=many, since=timedelta(hours=1)), by="org_id")
+    assert {row["org_id"]: row["turns"] for row in sums} == {ORG: 1, OTHER: 1}
+    now = datetime.now(UTC)
+    assert len(await traces.tally(many, Period(now - timedelta(hours=1), now + timedelta(hours=1)))) == 2
 
 
 def test_no_query_can_be_asked_without_organizations() -> None:
