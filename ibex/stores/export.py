@@ -8,8 +8,11 @@ from ibex.domain.identity import OrgId
 from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.postgres.audit import Row, plain
 from ibex.stores.postgres.pool import Postgres
+from ibex.stores.postgres.session_statements import CONTENT
 
 _ROWS_AT_ONCE = 500
+_CHECKPOINTS_AT_ONCE = 10
+"""Each may hold a prompt and a reply of many megabytes."""
 _LONGEST_SECONDS = 6 * 3600.0
 
 TRACES = "traces"
@@ -48,19 +51,17 @@ async def export_organization(postgres: Postgres, traces: TraceStore, org_id: Or
     Raises StoreUnavailable. The caller must read to the end, or close it.
     """
     for kind, query in QUERIES.items():
+        prefetch = _CHECKPOINTS_AT_ONCE if kind == "checkpoints" else _ROWS_AT_ONCE
         # A transaction that only reads has no id: however long it takes, it holds no change back.
         async with postgres.transaction(timeout=_LONGEST_SECONDS, operation="export") as connection:
-            async for record in connection.cursor(query, org_id, prefetch=_ROWS_AT_ONCE):
-                yield Exported(kind, _readable(plain(record)))
+            async for record in connection.cursor(query, org_id, prefetch=prefetch):
+                yield Exported(kind, _readable(plain(record, text=CONTENT)))
     async for trace in traces.scan(org_id):
         yield Exported(TRACES, trace)
 
 
 def _readable(row: Row) -> Row:
-    """Captured content as text; an event's details as an object."""
-    for name in ("messages", "completion"):
-        if row.get(name) is not None:
-            row[name] = bytes.fromhex(row[name]).decode(errors="replace")
+    """With an event's details as an object."""
     if "details" in row:
         row["details"] = json.loads(row["details"])
     return row

@@ -5,6 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from ibex.domain.turns import Turn
 from ibex.recorder.retention import expire_checkpoints
@@ -41,7 +42,9 @@ async def test_without_a_setting_everything_is_kept(house: House) -> None:
     assert house.metrics.retention_runs_total.labels("ok").value == 0
 
 
-async def test_a_recorder_with_a_retention_deletes_what_is_older(house: House) -> None:
+async def test_a_recorder_with_a_retention_says_so_and_deletes_what_is_older(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     old, young = [make_turn() for _ in range(3)], [make_turn() for _ in range(2)]
     await deliver(house, old)
     kept = await deliver(house, young)
@@ -49,6 +52,8 @@ async def test_a_recorder_with_a_retention_deletes_what_is_older(house: House) -
     house.settings = house.settings.model_copy(update={"checkpoint_retention_days": 30})
     async with house.recorder():
         await house.wait_for(house.checkpoints, kept)
+    said = [record for record in caplog.records if record.message.startswith("old checkpoints of every organization")]
+    assert [(record.levelname, vars(record)["age_days"]) for record in said] == [("WARNING", 30)]
     assert house.metrics.retention_deleted_total.labels("checkpoint").value == 3
     assert house.metrics.retention_deleted_total.labels("session").value == 0
     assert house.metrics.retention_runs_total.labels("ok").value == 1

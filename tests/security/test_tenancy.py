@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from tests.stores.test_schema import TENANT_TABLES
 
 import ibex.stores
 from ibex.domain.identity import AgentId, OrgId, UserId
@@ -38,6 +37,7 @@ from ibex.stores.postgres.pool import Postgres
 from ibex.stores.postgres.sessions import AGENT_GONE, SessionStore
 from ibex.stores.tallies import Period
 from tests.conftest import PostgresDatabase
+from tests.stores.postgres.test_schema import TENANT_TABLES
 from tests.tenants import Tenant, make_tenant
 
 Statement = tuple[str, tuple[Any, ...]]

@@ -133,7 +133,7 @@ async def test_a_migration_begins_again_when_a_recorder_is_in_its_way(
 ) -> None:
     """The recorder locks sessions before checkpoints, this migration the other way round: one of them must give way."""
     crossing = "alter table ibex_core.checkpoints add column a int; alter table ibex_core.sessions add column b int"
-    recorder = await asyncpg.connect(postgres_database.dsn)
+    recorder = await asyncpg.connect(postgres_database.admin_dsn)
     await recorder.execute("begin; lock table ibex_core.sessions in row exclusive mode")
     migrating = asyncio.ensure_future(Migrator(target, [*KNOWN, ONE_MORE._replace(up_sql=crossing)]).up())
     waiting = "select count(*) from pg_locks where not granted and relation = 'ibex_core.sessions'::regclass"
@@ -146,12 +146,32 @@ async def test_a_migration_begins_again_when_a_recorder_is_in_its_way(
     await recorder.close()
 
 
+async def test_whoever_keeps_callers_from_being_looked_up_holds_up_no_recorder_meanwhile(
+    postgres_database: PostgresDatabase,
+) -> None:
+    """A long transaction holds organizations: what waits for it must not have begun an index, to build it anew."""
+    busy = await asyncpg.connect(postgres_database.admin_dsn)
+    async with postgres_migrator(postgres_database.admin_dsn) as migrator:
+        while (await migrator.down()) != KNOWN[4]:
+            pass
+        await busy.execute("begin; select from ibex_core.organizations")
+        migrating = asyncio.ensure_future(migrator.up())
+        waiting = "select count(*) from pg_locks where not granted and relation = 'ibex_core.organizations'::regclass"
+        async with asyncio.timeout(10):
+            while not await busy.fetchval(waiting):  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.01)
+        await busy.execute("set local lock_timeout = '1s'; lock table ibex_core.checkpoints in row exclusive mode")
+        await busy.execute("commit")
+        assert await migrating == KNOWN[4:]
+    await busy.close()
+
+
 async def test_a_migration_that_cannot_have_its_locks_says_so(
     target: PostgresTarget, postgres_database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ibex.stores.postgres.schema._LOCK_WAIT_MS", 50)
     monkeypatch.setattr("ibex.stores.postgres.schema._ATTEMPTS", 2)
-    busy = await asyncpg.connect(postgres_database.dsn)
+    busy = await asyncpg.connect(postgres_database.admin_dsn)
     await busy.execute("begin; lock table ibex_core.sessions in row exclusive mode")
     adding = ONE_MORE._replace(up_sql="alter table ibex_core.sessions add column b int")
     with pytest.raises(OperatorError, match=f"{adding.label} failed.*lock timeout"):

@@ -1,7 +1,7 @@
 """Retention: what is old goes, from the beginning of its session, and nobody can be told to delete what is young."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -70,14 +70,52 @@ async def test_a_session_of_which_nothing_is_left_goes_too(
     assert gone not in await remaining(owner)
 
 
-async def test_what_remains_of_a_session_has_no_gap_in_whichever_order_its_turns_are_old(
-    sessions: SessionStore, owner: Postgres, tenants: tuple[Tenant, Tenant]
+@pytest.mark.parametrize(
+    ("ages", "left"),
+    [
+        ((31, 29, 33, 0), [1, 2, 3]),
+        ((0, 0, 400, 0), [0, 1, 2, 3]),
+        ((0, 400, 400, 400), [0, 1, 2, 3]),
+        ((31, 400, 0, 400), [2, 3]),
+        ((31, 400, 35, 33), []),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 1000])
+async def test_what_remains_is_young_or_follows_what_is_young_whatever_a_clock_that_was_set_back_wrote(
+    sessions: SessionStore,
+    owner: Postgres,
+    tenants: tuple[Tenant, Tenant],
+    ages: tuple[int, ...],
+    left: list[int],
+    batch: int,
 ) -> None:
     name = f"long-{tenants[0].org_id}"
-    for index, days in ((0, 31), (1, 29), (2, 33)):
+    for index, days in enumerate(ages):
         await grow_old(owner, name, [index], days)
-    await sessions.expire(MONTH, batch=1)
-    assert (await remaining(owner))[name] == (4, [3])
+    while (expired := await sessions.expire(MONTH, batch=batch)) and expired.checkpoints:
+        pass
+    assert (await remaining(owner)).get(name, (4, []))[1] == left
+
+
+async def test_what_waits_for_its_elders_keeps_nothing_else_from_going(
+    sessions: SessionStore, owner: Postgres, tenants: tuple[Tenant, Tenant]
+) -> None:
+    for tenant in tenants:
+        await grow_old(owner, f"long-{tenant.org_id}", [1, 2, 3], 400)
+    await grow_old(owner, f"old-{tenants[0].org_id}", [0, 1, 2, 3], 31)
+    assert await sessions.expire(MONTH, batch=4) == Expired(checkpoints=4, sessions=1)
+
+
+@pytest.mark.parametrize("hours", [-1.1, 1.1])
+async def test_clocks_that_disagree_delete_nothing(
+    sessions: SessionStore, owner: Postgres, tenants: tuple[Tenant, Tenant], hours: float
+) -> None:
+    await grow_old(owner, f"old-{tenants[0].org_id}", [0, 1, 2, 3], 31)
+    before = await remaining(owner)
+    with pytest.raises(StoreRefused, match="clock and this node's are 1:0"):
+        await sessions.expire(MONTH, now=datetime.now(UTC) + timedelta(hours=hours))
+    assert await remaining(owner) == before
+    assert await sessions.expire(MONTH, now=datetime.now(UTC) + timedelta(minutes=50)) == Expired(4, 1)
 
 
 async def test_batches_are_small(sessions: SessionStore, owner: Postgres, tenants: tuple[Tenant, Tenant]) -> None:
@@ -124,8 +162,43 @@ async def test_nothing_younger_than_a_day_can_be_deleted(
     assert await remaining(owner) == before
 
 
-async def test_the_application_deletes_by_age_alone(app: Postgres, tenants: tuple[Tenant, Tenant]) -> None:
-    for table in ("checkpoints", "sessions"):
+async def test_no_node_deletes_what_is_younger_than_the_least_age_that_the_owner_set(
+    sessions: SessionStore, owner: Postgres, app: Postgres, tenants: tuple[Tenant, Tenant]
+) -> None:
+    await grow_old(owner, f"old-{tenants[0].org_id}", [0, 1, 2, 3], 31)
+    async with owner.transaction() as connection:
+        await connection.execute("update ibex_core.retention set least_age = interval '32 days'")
+    assert await sessions.expire(timedelta(days=1)) == Expired(checkpoints=0, sessions=0)
+    for statement in ("update ibex_core.retention set least_age = '1 day'", "delete from ibex_core.retention"):
         with pytest.raises(StoreRefused, match="InsufficientPrivilege"):
-            async with app.transaction(org_ids=[tenants[0].org_id]) as connection:
-                await connection.execute(f"delete from ibex_core.{table}")
+            async with app.transaction() as connection:
+                await connection.execute(statement)
+    for statement in (
+        "update ibex_core.retention set least_age = '1 hour'",
+        "insert into ibex_core.retention values (false, '1 day')",
+    ):
+        with pytest.raises(StoreRefused, match="CheckViolation"):
+            async with owner.transaction() as connection:
+                await connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from ibex_core.checkpoints",
+        "delete from ibex_core.sessions",
+        "update ibex_core.checkpoints set recorded_at = 'epoch'",
+        "update ibex_core.checkpoints set turn_index = turn_index + 9",
+        "update ibex_core.checkpoints set messages = null",
+        "insert into ibex_core.checkpoints (turn_id, recorded_at) values (gen_random_uuid(), 'epoch')",
+        "insert into ibex_core.checkpoints select * from ibex_core.checkpoints",
+        "update ibex_core.sessions set created_at = 'epoch'",
+        "update ibex_core.sessions set agent_id = gen_random_uuid()",
+    ],
+)
+async def test_the_application_makes_nothing_old_and_deletes_by_age_alone(
+    app: Postgres, tenants: tuple[Tenant, Tenant], statement: str
+) -> None:
+    with pytest.raises(StoreRefused, match="InsufficientPrivilege"):
+        async with app.transaction(org_ids=[tenants[0].org_id]) as connection:
+            await connection.execute(statement)

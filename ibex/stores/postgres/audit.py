@@ -1,7 +1,7 @@
 """The frame of every operator's change: one transaction with its audit event, and the changes it will be known by."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -68,9 +68,18 @@ async def write(connection: Connection, statement: str, *values: object) -> Row:
     return plain(row)
 
 
-def plain(row: asyncpg.Record) -> Row:
-    """A record as a dict: without a token's digest, which leaves the store for nobody; other bytes become hex."""
-    return {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items() if name != "digest"}
+def plain(row: asyncpg.Record, *, text: Collection[str] = ()) -> Row:
+    """A record as a dict, without a token's digest, which leaves the store for nobody.
+
+    Bytes become hex, or text (as far as they are UTF-8) in the columns named by `text`.
+    """
+    return {name: _plain(value, is_text=name in text) for name, value in row.items() if name != "digest"}
+
+
+def _plain(value: Any, *, is_text: bool) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    return value.decode(errors="replace") if is_text else value.hex()
 
 
 _OWN_CHANGES = """

@@ -3,24 +3,32 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from ibex.domain.identity import OrgId
 from ibex.errors import UnknownEntity
 from ibex.stores.postgres.audit import AuditedStore
+from ibex.stores.postgres.conflicts import despite_conflicts
 
 _CHECKPOINTS, _SESSIONS, _ROWS, _AGENTS = 5000, 500, 500, 200
 """Rows of a batch."""
 _PAUSE_SECONDS = 0.1
 """Between batches whose rows each leave a change, so that every process can follow."""
+_ATTEMPTS = 10
+"""At a batch that recorders stand in the way of: they lock a session and then its agent, and of agents the eraser must
+lock them first."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ErasedRecords:
     """What was deleted of the record of an organization's turns."""
 
     checkpoints: int = 0
     sessions: int = 0
+
+    def __add__(self, other: "ErasedRecords") -> "ErasedRecords":
+        return ErasedRecords(self.checkpoints + other.checkpoints, self.sessions + other.sessions)
 
 
 class OrganizationEraser(AuditedStore):
@@ -43,14 +51,11 @@ class OrganizationEraser(AuditedStore):
         """Delete sessions and checkpoints. A recorder may add some until the agents are gone."""
         erased = ErasedRecords()
         while session_ids := await self._sessions_of(org_id):
-            while (count := await self._delete_checkpoints(session_ids)) == _CHECKPOINTS:
-                erased.checkpoints += count
-            erased.checkpoints += count
-            async with self._postgres.transaction(timeout=60, operation="erase") as connection:
-                # Locked first: what a recorder adds meanwhile is seen by the statements after.
-                await connection.execute(_LOCK_SESSIONS, session_ids)
-                erased.checkpoints += _count(await connection.execute(_DELETE_CHECKPOINTS, session_ids))
-                erased.sessions += _count(await connection.execute(_DELETE_SESSIONS, session_ids))
+            count = _CHECKPOINTS
+            while count == _CHECKPOINTS:
+                count = await _again(partial(self._delete_checkpoints, session_ids))
+                erased += ErasedRecords(checkpoints=count)
+            erased += await _again(partial(self._delete_sessions, session_ids))
         return erased
 
     async def delete_tenancy(self, org_id: OrgId) -> ErasedRecords:
@@ -61,7 +66,10 @@ class OrganizationEraser(AuditedStore):
         erased = ErasedRecords()
         for statement in _DELETE_OWNED:
             await self._in_batches(statement, org_id)
-        while await self._delete_agents(org_id, erased) == _AGENTS:  # noqa: ASYNC110 - a pause, not a wait
+        count = _AGENTS
+        while count == _AGENTS:
+            count, late = await _again(partial(self._delete_agents, org_id))
+            erased += late
             await asyncio.sleep(_PAUSE_SECONDS)
         await self._in_batches(_DELETE_USERS, org_id)
         return erased
@@ -83,23 +91,33 @@ class OrganizationEraser(AuditedStore):
         async with self._postgres.transaction(timeout=60, operation="erase") as connection:
             return _count(await connection.execute(_DELETE_SOME_CHECKPOINTS, session_ids, _CHECKPOINTS))
 
-    async def _delete_agents(self, org_id: OrgId, erased: ErasedRecords) -> int:
-        """Delete some agents with all that was recorded of them; how many. Locked, they can be recorded no more."""
+    async def _delete_sessions(self, session_ids: Sequence[UUID]) -> ErasedRecords:
+        async with self._postgres.transaction(timeout=60, operation="erase") as connection:
+            # Locked first: what a recorder adds meanwhile is seen by the statements after.
+            await connection.execute(_LOCK_SESSIONS, session_ids)
+            checkpoints = _count(await connection.execute(_DELETE_CHECKPOINTS, session_ids))
+            return ErasedRecords(checkpoints, _count(await connection.execute(_DELETE_SESSIONS, session_ids)))
+
+    async def _delete_agents(self, org_id: OrgId) -> tuple[int, ErasedRecords]:
+        """Delete some agents, and all that was recorded of them; how many. Locked, they can be recorded no more."""
         async with self._postgres.transaction(timeout=60, operation="erase") as connection:
             rows = await connection.fetch(_LOCK_AGENTS, org_id, _AGENTS)
             agent_ids = [row["agent_id"] for row in rows]
-            erased.checkpoints += _count(await connection.execute(_DELETE_AGENTS_CHECKPOINTS, org_id, agent_ids))
-            erased.sessions += _count(await connection.execute(_DELETE_AGENTS_SESSIONS, org_id, agent_ids))
+            checkpoints = _count(await connection.execute(_DELETE_AGENTS_CHECKPOINTS, org_id, agent_ids))
+            sessions = _count(await connection.execute(_DELETE_AGENTS_SESSIONS, org_id, agent_ids))
             await connection.execute("delete from ibex_core.agents where agent_id = any($1::uuid[])", agent_ids)
-        return len(agent_ids)
+        return len(agent_ids), ErasedRecords(checkpoints, sessions)
 
     async def _in_batches(self, statement: str, org_id: OrgId) -> None:
-        while True:
-            async with self._postgres.transaction(timeout=60, operation="erase") as connection:
-                count = _count(await connection.execute(statement, org_id, _ROWS))
-            if count < _ROWS:
-                return
+        while await _again(partial(self._delete_some, statement, org_id)) == _ROWS:  # noqa: ASYNC110 - a pause, not a wait
             await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _delete_some(self, statement: str, org_id: OrgId) -> int:
+        async with self._postgres.transaction(timeout=60, operation="erase") as connection:
+            return _count(await connection.execute(statement, org_id, _ROWS))
+
+
+_again = partial(despite_conflicts, attempts=_ATTEMPTS)
 
 
 def _count(status: str) -> int:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from ibex.domain.turns import Turn
 
+CONTENT = ("messages", "completion")
+"""The columns of a checkpoint that hold captured content, as bytes."""
+
 UPSERT_SESSIONS = """
 insert into ibex_core.sessions as s (session_id, org_id, agent_id, external_id, last_turn_at)
 select session_id, org_id, agent_id, external_id, timestamptz 'epoch' + max(completed_us) * interval '1 microsecond'

@@ -1,23 +1,23 @@
 """Sessions and checkpoints: recorded in batches, each turn once, with indexes that have neither gaps nor doubles."""
 
-import asyncio
-import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import asyncpg
 
 from ibex.domain.identity import AgentId, OrgId
 from ibex.domain.turns import Turn
-from ibex.errors import StoreRefused, StoreUnavailable, UnknownEntity
+from ibex.errors import StoreRefused, UnknownEntity
 from ibex.stores.postgres.audit import Row, plain
+from ibex.stores.postgres.conflicts import despite_conflicts
 from ibex.stores.postgres.pool import Postgres, is_content_error
 from ibex.stores.postgres.session_statements import (
     ABANDON,
+    CONTENT,
     INSERT_CHECKPOINTS,
     KNOWN_PARENTS,
     LIST_SESSIONS,
@@ -36,8 +36,6 @@ MAX_BATCH = 1000
 ORGANIZATION_GONE = "organization_gone"
 AGENT_GONE = "agent_gone"
 """Reasons for which a turn is refused because its organization or its agent does not exist (any more)."""
-
-_ATTEMPTS = 4
 
 
 @dataclass(slots=True)
@@ -97,14 +95,21 @@ class SessionStore:
                 marked += count
         return marked
 
-    async def expire(self, age: timedelta, *, batch: int = 1000) -> Expired | None:
-        """Delete about `batch` of the oldest checkpoints, of those recorded longer ago than `age` (a day at least).
+    async def expire(self, age: timedelta, *, batch: int = 1000, now: datetime | None = None) -> Expired | None:
+        """Delete about `batch` of the oldest checkpoints, of those recorded longer ago than `age` or the least age.
 
-        Of a session its beginning goes; one of which nothing is left goes too. None while another node is at it.
+        Of a session its beginning goes; one of which nothing is left goes too. None while another node is at it. Raises
+        StoreRefused when Postgres' clock and this node's (`now`) are more than an hour apart: by a clock that jumped
+        everything is old.
         """
         async with self._postgres.transaction(timeout=15, operation="expire_checkpoints") as connection:
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", _RETENTION_LOCK):
                 return None
+            apart = abs(await connection.fetchval("select clock_timestamp()") - (now or datetime.now(UTC)))
+            if apart > _FARTHEST_APART:
+                raise StoreRefused(
+                    f"Postgres' clock and this node's are {apart} apart: by one of them young checkpoints are old."
+                )
             row = await connection.fetchrow(PRUNE_CHECKPOINTS, age, batch)
         assert row is not None  # noqa: S101 (a function that answers one row)
         return Expired(**row)
@@ -119,7 +124,7 @@ class SessionStore:
                     hint="A turn is recorded within a second of its end; `ibexctl trace list` shows the latest.",
                 )
             rows = await connection.fetch(SHOW_CHECKPOINTS, session["session_id"], limit)
-        return {"session": plain(session), "checkpoints": [_present(plain(row)) for row in rows]}
+        return {"session": plain(session), "checkpoints": [_present(row) for row in rows]}
 
     async def list_sessions(
         self,
@@ -146,19 +151,11 @@ class SessionStore:
         return [StoredTurn(**row) for row in rows]
 
     async def _record_batch(self, batch: list[Turn], result: RecordResult) -> None:
-        for attempt in range(_ATTEMPTS):
-            try:
-                sessions, written = await self._write(batch)
-            except StoreUnavailable as error:
-                if attempt == _ATTEMPTS - 1 or not isinstance(error.__cause__, _CONFLICTS):
-                    raise
-                await asyncio.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311 - jitter
-                continue
-            result.written += written
-            result.duplicates += len(batch) - written
-            result.sessions_created += sum(is_new for is_new in sessions)
-            result.sessions_found += sum(not is_new for is_new in sessions)
-            return
+        sessions, written = await despite_conflicts(lambda: self._write(batch))
+        result.written += written
+        result.duplicates += len(batch) - written
+        result.sessions_created += sum(is_new for is_new in sessions)
+        result.sessions_found += sum(not is_new for is_new in sessions)
 
     async def _write(self, batch: list[Turn]) -> tuple[list[bool], int]:
         """Two statements: the first locks the sessions in key order; the second's snapshot is newer than the locks, so
@@ -204,7 +201,8 @@ _ORGANIZATIONS_AT_ONCE = 500
 _RETENTION_LOCK = 0x1BE8_A6ED
 """The advisory lock of the node that deletes old checkpoints."""
 
-_CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_FARTHEST_APART = timedelta(hours=1)
+"""Clocks that are not set by hand stay within seconds of each other."""
 
 
 class _ContentRefused(StoreRefused):
@@ -227,10 +225,7 @@ def _content_told_apart() -> Iterator[None]:
         raise
 
 
-def _present(checkpoint: Row) -> Row:
-    """Captured content as text; absent where it was not captured."""
-    for name in ("messages", "completion"):
-        value = checkpoint.pop(name)
-        if value is not None:
-            checkpoint[name] = bytes.fromhex(value).decode(errors="replace")
-    return checkpoint
+def _present(checkpoint: asyncpg.Record) -> Row:
+    """With captured content as text, absent where it was not captured."""
+    row = plain(checkpoint, text=CONTENT)
+    return {name: value for name, value in row.items() if value is not None or name not in CONTENT}
