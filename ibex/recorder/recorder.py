@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ibex.config import Settings
-from ibex.errors import StoreUnavailable
+from ibex.errors import StoreError, StoreUnavailable
 from ibex.recorder.backlog import Backlog
 from ibex.recorder.delivery import Delivery, slowest_position
 from ibex.recorder.erasure import forget_erased
@@ -20,6 +20,7 @@ from ibex.recorder.retention import expire_checkpoints
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
 from ibex.recorder.sweeper import prune_old_changes, sweep_sessions
+from ibex.recorder.take_backs import TakeBacks
 from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.journal.nudges import NudgeListener, nudge_path
 from ibex.stores.journal.room import JournalRoom, directory_size
@@ -30,6 +31,7 @@ log = logging.getLogger("ibex.recorder")
 
 _HOUSEKEEPING_SECONDS = 1.0
 _LAST_DELIVERY_SECONDS = 5.0
+_LAST_SETTLEMENT_SECONDS = 2.0
 _LOCK_POLL_SECONDS = 0.05
 _PREDECESSOR_SECONDS = 10.0
 """How long the recorder that this one replaces may take to leave the journal before it is worth a line."""
@@ -79,7 +81,8 @@ class Recorder:
 
     async def _run(self, ledger: Ledger, stop: asyncio.Event) -> None:
         spool = Spool(self._directory)
-        sinks = (CheckpointSink(self._sessions, self._metrics), TraceSink(self._traces, self._metrics))
+        take_backs = TakeBacks(self._traces.erasure, self._metrics)
+        sinks = (CheckpointSink(self._sessions, self._metrics), TraceSink(self._traces, self._metrics, take_backs))
         deliveries = [Delivery(sink, spool, ledger) for sink in sinks]
         backlog = Backlog(spool, deliveries)
 
@@ -93,6 +96,7 @@ class Recorder:
                     tasks.create_task(_deliver(delivery, stop), name=f"delivery to {delivery.sink.name}")
                 tasks.create_task(sweep_sessions(self._sessions, self._idle, self._metrics, stop), name="sweeper")
                 tasks.create_task(prune_old_changes(self._prune, stop), name="pruning")
+                tasks.create_task(take_backs.run(stop), name="take-backs")
                 tasks.create_task(forget_erased(ledger, self._traces.erasure, stop), name="erasure")
                 if self._retention:
                     expiry = expire_checkpoints(self._sessions, self._retention, self._metrics, stop)
@@ -102,6 +106,9 @@ class Recorder:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), _HOUSEKEEPING_SECONDS)
         self._keep_house(spool, ledger, deliveries, backlog)
+        with suppress(StoreError, TimeoutError):  # what is owed still is found by a sweep
+            async with asyncio.timeout(_LAST_SETTLEMENT_SECONDS):
+                await take_backs.settle()
 
     def _keep_house(self, spool: Spool, ledger: Ledger, deliveries: list[Delivery], backlog: Backlog) -> None:
         """Remove segments that both sinks have all of, and measure what is left."""

@@ -12,6 +12,7 @@ from ibex.recorder.ledger import Ledger
 from ibex.recorder.lock import lock_journal
 from ibex.recorder.sinks import CheckpointSink, TraceSink
 from ibex.recorder.spool import Spool
+from ibex.recorder.take_backs import TakeBacks
 from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.journal.segments import SUFFIX
 from ibex.stores.postgres.sessions import SessionStore
@@ -41,7 +42,7 @@ async def deliver_journal(directory: Path, sessions: SessionStore, traces: Trace
     """Deliver what is in a journal's directory and remove what both stores have.
 
     Which turns they may have had before is asked of them, so a ledger that is missing or old does no harm. Raises
-    OperatorError when there is no journal, or another process delivers it.
+    OperatorError when there is no journal, or another process delivers it; StoreError when it must be run again.
     """
     fd = _lock(directory)
     try:
@@ -64,14 +65,15 @@ def _lock(directory: Path) -> int:
 
 async def _deliver(directory: Path, ledger: Ledger, sessions: SessionStore, traces: TraceStore) -> Salvage:
     metrics, spool = Metrics(), Spool(directory)
-    deliveries = [
-        Delivery(sink, spool, ledger) for sink in (CheckpointSink(sessions, metrics), TraceSink(traces, metrics))
-    ]
+    take_backs = TakeBacks(traces.erasure, metrics)
+    sinks = (CheckpointSink(sessions, metrics), TraceSink(traces, metrics, take_backs))
+    deliveries = [Delivery(sink, spool, ledger) for sink in sinks]
     stop = asyncio.Event()
     stop.set()  # deliver what is there, and end
     async with asyncio.TaskGroup() as tasks:
         for delivery in deliveries:
             tasks.create_task(delivery.run(stop))
+    await take_backs.settle()  # before a segment is removed: while one is there, the same can be run again
     removed = 0
     for segment in spool.segments:
         if slowest_position(deliveries, segment) >= spool.size(segment) and spool.is_final(segment):

@@ -1,18 +1,17 @@
 """Where turns are delivered to: checkpoints to Postgres, traces to ClickHouse, each turn once in each."""
 
-import logging
 import time
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Protocol
+from uuid import UUID
 
 from ibex.domain.turns import Turn
 from ibex.errors import StoreRefused, StoreUnavailable
+from ibex.recorder.take_backs import TakeBacks, count_dropped
 from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.postgres.sessions import ORGANIZATION_GONE, SessionStore
 from ibex.telemetry import Metrics
-
-log = logging.getLogger("ibex.recorder")
 
 
 class Sink(Protocol):
@@ -62,7 +61,7 @@ class CheckpointSink:
         sessions.labels("found").inc(result.sessions_found)
         refused = [(turn, reason) for turn, reason in result.refused if reason != ORGANIZATION_GONE]
         checkpoints.labels("error").inc(len(refused))
-        _count_dropped(self._metrics, self.name, len(result.refused) - len(refused))
+        count_dropped(self._metrics, self.name, len(result.refused) - len(refused))
         return refused
 
 
@@ -75,33 +74,42 @@ class TraceSink:
     spacing = 0.2
     max_turns = 10_000
 
-    def __init__(self, traces: TraceStore, metrics: Metrics) -> None:
+    def __init__(self, traces: TraceStore, metrics: Metrics, take_backs: TakeBacks) -> None:
         self._traces = traces
         self._metrics = metrics
+        self._take_backs = take_backs
+        self._token = ""
+        self._left_out: frozenset[UUID] = frozenset()
+        """Organizations left out of the batch with this token."""
 
     def wants(self, turn: Turn) -> bool:  # noqa: ARG002
         """Every turn."""
         return True
 
     async def send(self, turns: Sequence[Turn], *, token: str, is_doubtful: bool) -> list[tuple[Turn, str]]:
-        """Store traces as one block."""
-        if is_doubtful and (found := await self._traces.find(turns)):
-            turns = [turn for turn in turns if turn.turn_id not in found]
-            token = _name_rest(token, turns)
-        refused = await self._insert(turns, token)
-        await self._take_back(turns)
+        """Store traces as one block, but for those of organizations that are known to be erased."""
+        left_out = self._leave_out(token)
+        rest = [turn for turn in turns if turn.org_id not in left_out]
+        if is_doubtful and (found := await self._traces.find(rest)):
+            rest = [turn for turn in rest if turn.turn_id not in found]
+            token = _name_rest(token, rest)
+        refused = await self._insert(rest, token) if rest else []
+        # All that may be stored, also by a recorder before this one. It is asked about after the insert: an erasure
+        # that is not known by then deletes, when it comes to that, what was inserted.
+        self._take_backs.owe([turn for turn in turns if is_doubtful or turn.org_id not in left_out])
+        if not is_doubtful:
+            count_dropped(self._metrics, self.name, sum(turn.org_id in left_out for turn in turns))
         return refused
 
-    async def _take_back(self, turns: Sequence[Turn]) -> None:
-        """Delete what an erased organization had in this batch.
+    def _leave_out(self, token: str) -> frozenset[UUID]:
+        """The organizations to leave out of a batch, the same at each attempt, so that its halves have the same names.
 
-        Asked after the insert: an erasure that is not known by now deletes, when it comes to that, what was inserted.
-        Nothing is left out before it, since the batch's token names all of it.
+        What is left keeps the batch's token: stored with the whole batch or without those who must not be there, it is
+        stored, and ClickHouse is right to drop it.
         """
-        erased = await self._traces.erasure.find(turn.org_id for turn in turns)
-        if erased:
-            await self._traces.erasure.delete(erased)
-            _count_dropped(self._metrics, self.name, sum(turn.org_id in erased for turn in turns))
+        if token != self._token:
+            self._token, self._left_out = token, self._take_backs.erased
+        return self._left_out
 
     async def _insert(self, turns: Sequence[Turn], token: str) -> list[tuple[Turn, str]]:
         """Insert; when ClickHouse refuses, which it does without saying for which row, find that row by halving."""
@@ -122,13 +130,6 @@ class TraceSink:
             return []
         half = len(turns) // 2
         return await self._insert(turns[:half], f"{token}0") + await self._insert(turns[half:], f"{token}1")
-
-
-def _count_dropped(metrics: Metrics, store: str, turns: int) -> None:
-    """Turns of erased organizations: nobody is left to ask for them."""
-    if turns:
-        metrics.erased_turns_dropped_total.labels(store).inc(turns)
-        log.warning("turns of erased organizations dropped", extra={"sink": store, "turns": turns})
 
 
 def _name_rest(token: str, turns: Sequence[Turn]) -> str:

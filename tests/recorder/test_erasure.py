@@ -8,10 +8,11 @@ import asyncpg
 import pytest
 
 from ibex.domain.identity import OrgId
-from ibex.domain.turns import Turn, encode_turn
-from ibex.recorder.erasure import erase_organization, forget_erased
-from ibex.recorder.ledger import Batch, Ledger, Place, Refusal
+from ibex.domain.turns import Turn
+from ibex.recorder.erasure import erase_organization
 from ibex.recorder.salvage import deliver_journal
+from ibex.recorder.sinks import TraceSink
+from ibex.recorder.take_backs import TakeBacks
 from ibex.stores.clickhouse.traces import TraceStore
 from ibex.stores.postgres.erasure import OrganizationEraser
 from ibex.stores.postgres.identity_admin import IdentityAdmin
@@ -118,10 +119,11 @@ async def test_an_insert_that_an_erasure_overtook_is_taken_back(house: House, ow
         await erase(house, owner, tenant.org_id)
         await insert(turns, token)
 
-    from ibex.recorder.sinks import TraceSink
-
     store.insert = erase_before_insert  # type: ignore[assignment, method-assign]
-    assert await TraceSink(store, house.metrics).send([tenant.make_turn()], token="t", is_doubtful=False) == []
+    take_backs = TakeBacks(store.erasure, house.metrics)
+    sink = TraceSink(store, house.metrics, take_backs)
+    assert await sink.send([tenant.make_turn()], token="t", is_doubtful=False) == []
+    await take_backs.settle()
     assert await kept_of(house, tenant.org_id) == (0, 0)
     await store.close()
 
@@ -138,25 +140,3 @@ async def test_the_journal_of_a_lost_node_brings_nothing_back(
     await traces.close()
     assert (salvage.dropped, salvage.checkpoints_known, salvage.dead_letters) == (1, 1, 0)
     assert await kept_of(house, tenant.org_id) == (0, 0)
-
-
-async def test_a_nodes_recorder_drops_the_dead_letters_of_whom_another_erased(
-    house: House, owner: Postgres, tenant: Tenant
-) -> None:
-    await house.deliver()
-    ledger = Ledger(house.journal_dir)
-    payloads = [encode_turn(tenant.make_turn()), encode_turn(make_turn()), b"no turn"]
-    refusals = [Refusal("s", start, None, "refused", payload) for start, payload in enumerate(payloads)]
-    ledger.finish("clickhouse", Batch((Place("s", 0, 9),), 0.0), refusals)
-    traces, stop = TraceStore(house.clickhouse_dsn), asyncio.Event()
-    await traces.erasure.note(tenant.org_id)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(forget_erased(ledger, traces.erasure, stop))
-        async with asyncio.timeout(10):
-            while ledger.count_dead_letters() > 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        stop.set()
-    assert [letter.payload for letter in ledger.dead_letters()] == payloads[1:]
-    assert payloads[0] not in b"".join(path.read_bytes() for path in house.files("recorder.sqlite*")[:1])
-    ledger.close()
-    await traces.close()

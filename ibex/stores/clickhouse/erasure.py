@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -38,10 +39,22 @@ class TraceErasure:
             erased.update(OrgId(row[0]) for row in await self._query(sql))
         return erased
 
+    async def find_left(self, age: timedelta) -> set[OrgId]:
+        """Organizations that have traces although they were erased longer ago than `age`."""
+        milliseconds = int(age.total_seconds() * 1000)
+        sql = (
+            "select distinct org_id from llm_traces where org_id in ("  # noqa: S608 - a number only
+            "select org_id from erased_organizations group by org_id"
+            f" having max(erased_at) < now64(3) - toIntervalMillisecond({milliseconds:d}))"
+        )
+        return {OrgId(row[0]) for row in await self._query(sql)}
+
     async def delete(self, org_ids: Iterable[UUID]) -> None:
         """Have ClickHouse delete the traces of these organizations that it has by now; it does so in the background."""
-        some = ",".join(f"'{_quoted(org_id)}'" for org_id in org_ids)
-        await self._command(f"alter table llm_traces delete where org_id in ({some}) settings mutations_sync = 0")
+        doomed = list(org_ids)
+        for at in range(0, len(doomed), _LOOKUP_IDS):
+            some = ",".join(f"'{_quoted(org_id)}'" for org_id in doomed[at : at + _LOOKUP_IDS])
+            await self._command(f"alter table llm_traces delete where org_id in ({some}) settings mutations_sync = 0")
 
     async def delete_all(self, org_id: OrgId, *, patience: float = 600) -> int:
         """Delete the traces of an organization and wait until they are gone; how many there were.
