@@ -156,7 +156,7 @@ class Delivery:
         for turn, reason in await self.sink.send(turns, token=batch.token, is_doubtful=is_doubtful):
             origin = origins[id(turn)]
             log.error("turn put aside", extra={"sink": self.sink.name, "turn_id": str(turn.turn_id), "reason": reason})
-            refusals.append(Refusal(origin.segment, origin.start, turn.turn_id, reason, origin.payload))
+            refusals.append(Refusal(origin.segment, origin.start, turn.turn_id, reason, origin.payload, turn.org_id))
         return refusals
 
     def _is_doubtful(self, batch: Batch) -> bool:

@@ -11,14 +11,14 @@ from uuid import UUID
 from ibex.domain.identity import OrgId
 from ibex.domain.turns import decode_turn
 from ibex.errors import StoreError
-from ibex.recorder.ledger import DATABASE_NAME, DeadLetter, Ledger
+from ibex.recorder.ledger import DATABASE_NAME, Ledger
 from ibex.stores.clickhouse.erasure import TraceErasure
 from ibex.stores.postgres.erasure import OrganizationEraser
 
 log = logging.getLogger("ibex.recorder")
 
 _FORGET_SECONDS = 600.0
-_ALL = 1_000_000
+_PAGE_PAUSE_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ async def erase_organization(
     late = await organizations.delete_tenancy(org_id)
     erased_traces = await traces.delete_all(org_id)
     redis_keys = await delete_keys(org_id)
-    dead_letters = _drop_dead_letters_of(journal_dir, org_id)
+    dead_letters = await _drop_dead_letters_of(journal_dir, org_id)
     if is_there:
         await organizations.finish(org_id)
     return Erasure(
@@ -71,10 +71,10 @@ async def forget_erased(ledger: Ledger, traces: TraceErasure, stop: asyncio.Even
     """Every ten minutes until `stop`: drop the dead letters of organizations that were erased."""
     while not stop.is_set():
         try:
-            letters = {letter.dead_letter_id: _org_of(letter) for letter in ledger.dead_letters(limit=_ALL)}
-            erased = await traces.find(org_id for org_id in letters.values() if org_id is not None)
-            if erased:
-                dropped = ledger.drop_dead_letters([key for key, org_id in letters.items() if org_id in erased])
+            await _learn_organizations(ledger)
+            erased = await traces.find(ledger.dead_letter_organizations())
+            dropped = sum([await _drop_dead_letters(ledger, org_id) for org_id in erased])
+            if dropped:
                 log.warning("dead letters of erased organizations dropped", extra={"turns": dropped})
         except StoreError as error:
             log.warning("dead letters not looked through", extra={"reason": error.message})
@@ -82,17 +82,33 @@ async def forget_erased(ledger: Ledger, traces: TraceErasure, stop: asyncio.Even
             await asyncio.wait_for(stop.wait(), _FORGET_SECONDS)
 
 
-def _drop_dead_letters_of(journal_dir: Path, org_id: OrgId) -> int:
+async def _drop_dead_letters_of(journal_dir: Path, org_id: OrgId) -> int:
     if not (journal_dir / DATABASE_NAME).exists():
         return 0
     with closing(Ledger(journal_dir)) as ledger:
-        letters = ledger.dead_letters(limit=_ALL)
-        return ledger.drop_dead_letters([letter.dead_letter_id for letter in letters if _org_of(letter) == org_id])
+        await _learn_organizations(ledger)
+        return await _drop_dead_letters(ledger, org_id)
 
 
-def _org_of(letter: DeadLetter) -> UUID | None:
+async def _learn_organizations(ledger: Ledger) -> None:
+    """Of dead letters that an earlier version put aside, or that are no turns: whose they are. A page at a time, since
+    this is the loop that delivers.
+    """
+    while ledger.learn_organizations(_read_organization):  # noqa: ASYNC110 - a pause between two pages
+        await asyncio.sleep(_PAGE_PAUSE_SECONDS)
+
+
+async def _drop_dead_letters(ledger: Ledger, org_id: OrgId) -> int:
+    dropped = 0
+    while count := ledger.drop_dead_letters(org_id):
+        dropped += count
+        await asyncio.sleep(_PAGE_PAUSE_SECONDS)
+    return dropped
+
+
+def _read_organization(payload: bytes) -> UUID | None:
     """Whose turn it is; None when it is no turn, and nobody can say."""
     try:
-        return decode_turn(letter.payload).org_id
+        return decode_turn(payload).org_id
     except ValueError:
         return None

@@ -4,7 +4,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,10 +25,15 @@ create table if not exists batches (sink text primary key, places text not null,
 create table if not exists dead_letters (
     dead_letter_id integer primary key autoincrement,
     sink text not null, segment text not null, start integer not null, turn_id text, reason text not null,
-    payload blob not null, put_aside_at real not null, is_replay_wanted integer not null default 0,
+    payload blob not null, put_aside_at real not null, is_replay_wanted integer not null default 0, org_id text,
     unique (sink, segment, start)
 ) strict;
 """
+_ADDED = """
+create index if not exists dead_letters_by_organization on dead_letters (org_id);
+"""
+"""What older ledgers get besides the column `org_id`: null is not known yet, empty is nobody's."""
+_PAGE_LETTERS, _PAGE_BYTES = 200, 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ class Refusal:
     turn_id: UUID | None
     reason: str
     payload: bytes
+    org_id: UUID | None = None
+    """Whose it is, where that is known."""
 
 
 class Ledger:
@@ -111,6 +118,9 @@ class Ledger:
             database.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
             database.execute(f"pragma journal_size_limit = {_LOG_PAGES * 4096}")
             database.executescript(_SCHEMA)
+            if "org_id" not in {row[1] for row in database.execute("pragma table_info(dead_letters)")}:
+                database.execute("alter table dead_letters add column org_id text")
+            database.executescript(_ADDED)
             if database.execute("pragma quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("quick_check failed")
         except sqlite3.DatabaseError:
@@ -161,11 +171,11 @@ class Ledger:
 
     def _put_aside(self, sink: str, refusals: Sequence[Refusal]) -> None:
         self._database.executemany(
-            "insert into dead_letters (sink, segment, start, turn_id, reason, payload, put_aside_at)"
-            " values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+            "insert into dead_letters (sink, segment, start, turn_id, reason, payload, put_aside_at, org_id)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
             [
                 (sink, refusal.segment, refusal.start, str(refusal.turn_id) if refusal.turn_id else None,
-                 refusal.reason, refusal.payload, time.time())
+                 refusal.reason, refusal.payload, time.time(), str(refusal.org_id) if refusal.org_id else None)
                 for refusal in refusals
             ],
         )  # fmt: skip
@@ -174,9 +184,10 @@ class Ledger:
         """How many records are put aside."""
         return int(self._database.execute("select count(*) from dead_letters").fetchone()[0])
 
-    def dead_letters(self, *, limit: int = 100) -> list[DeadLetter]:
-        """Records put aside, oldest first."""
-        return self._read_dead_letters("true order by dead_letter_id limit ?", (limit,))
+    def dead_letters(self, *, limit: int = 100, with_payloads: bool = True) -> list[DeadLetter]:
+        """Records put aside, oldest first; without their payloads, which may be gigabytes, if they are not needed."""
+        payload = "payload" if with_payloads else "x''"
+        return self._read_dead_letters("true order by dead_letter_id limit ?", (limit,), payload)
 
     def want_replay(self, dead_letter_ids: Sequence[int] | None = None) -> int:
         """Ask the recorder to try these (None: all) once more; how many it will."""
@@ -200,14 +211,49 @@ class Ledger:
                 (reason, dead_letter_id),
             )
 
-    def drop_dead_letters(self, dead_letter_ids: Sequence[int]) -> int:
-        """Delete dead letters for good; how many there were."""
-        statement = "delete from dead_letters where dead_letter_id = ?"
-        with self._transaction():
-            return sum(self._database.execute(statement, (item,)).rowcount for item in dead_letter_ids)
+    def learn_organizations(self, read: Callable[[bytes], UUID | None]) -> int:
+        """Note whose some of the dead letters are of which that is not known yet; how many, 0 when all are known.
 
-    def _read_dead_letters(self, condition: str, parameters: tuple[object, ...]) -> list[DeadLetter]:
-        columns = "dead_letter_id, sink, segment, start, turn_id, reason, payload, put_aside_at"
+        Few enough, and small enough together, for an event loop to wait for it. Raises StoreUnavailable.
+        """
+        known: list[tuple[str, int]] = []
+        size = 0
+        with self._transaction():
+            rows = self._database.execute(
+                "select dead_letter_id, payload from dead_letters where org_id is null limit ?", (_PAGE_LETTERS,)
+            )
+            for number, payload in rows:
+                org_id = read(payload)
+                known.append((str(org_id) if org_id else "", number))
+                size += len(payload)
+                if size >= _PAGE_BYTES:
+                    break
+            rows.close()
+            self._database.executemany("update dead_letters set org_id = ? where dead_letter_id = ?", known)
+        return len(known)
+
+    def dead_letter_organizations(self) -> set[UUID]:
+        """Whose dead letters there are, as far as it is known. Raises StoreUnavailable."""
+        with _translated():
+            rows = self._database.execute("select distinct org_id from dead_letters where org_id > ''").fetchall()
+        return {UUID(row[0]) for row in rows}
+
+    def drop_dead_letters(self, org_id: UUID) -> int:
+        """Delete some of an organization's dead letters for good; how many, 0 when there are no more.
+
+        Few enough for an event loop to wait for it. Raises StoreUnavailable.
+        """
+        some = "select dead_letter_id from dead_letters where org_id = ? limit ?"
+        with self._transaction():
+            return self._database.execute(
+                f"delete from dead_letters where dead_letter_id in ({some})",  # noqa: S608 - a constant
+                (str(org_id), _PAGE_LETTERS),
+            ).rowcount
+
+    def _read_dead_letters(
+        self, condition: str, parameters: tuple[object, ...], payload: str = "payload"
+    ) -> list[DeadLetter]:
+        columns = f"dead_letter_id, sink, segment, start, turn_id, reason, {payload}, put_aside_at"
         rows = self._database.execute(f"select {columns} from dead_letters where {condition}", parameters)  # noqa: S608
         return [
             DeadLetter(number, sink, segment, start, UUID(turn_id) if turn_id else None, reason, payload, at)
@@ -216,9 +262,14 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        try:
-            with self._database:
-                self._database.execute("begin immediate")
-                yield
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(f"The recorder's ledger cannot be written: {error}.") from error
+        with _translated(), self._database:
+            self._database.execute("begin immediate")
+            yield
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreUnavailable(f"The recorder's ledger cannot be read or written: {error}.") from error

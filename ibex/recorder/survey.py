@@ -44,6 +44,7 @@ class Survey:
     """Those of a later version, which waits for that version."""
     pending: dict[str, Backlog] = field(default_factory=lambda: {sink: Backlog() for sink in SINKS})
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    """Without their payloads."""
     quarantined: list[Path] = field(default_factory=list)
     """Bytes that do not check, set aside in files of their own."""
     free_bytes: int = 0
@@ -67,7 +68,7 @@ def survey_journal(settings: Settings) -> Survey:
         with closing(Ledger(directory)) as ledger:
             # Marks before segments: a turn delivered meanwhile counts as pending, never the other way round.
             marks = {sink: ledger.marks(sink) for sink in SINKS}
-            survey.dead_letters = ledger.dead_letters(limit=1_000_000)
+            survey.dead_letters = ledger.dead_letters(limit=1_000_000, with_payloads=False)
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             _add_segment(survey, SegmentReader(path), marks)
