@@ -188,11 +188,11 @@ class EdgeProtocol(RequestHandler):
         messages: Any = self._messages
         if waiter is None or waiter.done() or messages or self._head:
             return False
-        body = repeated.find_body(data)
-        if body is None:
+        taken = repeated.find(data)
+        if taken is None:
             return False
         self.received_at = perf_counter()
-        self._newest = taken = (repeated.head, body)
+        self._newest = taken
         messages.append(taken)
         waiter.set_result(None)
         return True

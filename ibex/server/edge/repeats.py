@@ -9,9 +9,13 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from ibex.server.edge.head import RequestHead
 
-_LENGTH: Final = re.compile(rb"\r\nContent-Length: ?([1-9][0-9]{0,6})\r\n", re.IGNORECASE)
+_CHANGING: Final = re.compile(
+    rb"\r\n(Content-Length|X-Request-ID|traceparent|Idempotency-Key): ?([!-~]{1,64})(?=\r\n)", re.IGNORECASE
+)
+_LENGTH: Final = re.compile(rb"[1-9][0-9]{0,6}(?=\r)")
+_ID: Final = re.compile(rb"[!-~]{1,64}(?=\r)")
 _HEAD_END: Final = b"\r\n\r\n"
-_MAX_DIGITS: Final = 7
+_MAX_HEAD_BYTES: Final = 16 << 10
 
 
 class WholeBody:
@@ -41,44 +45,69 @@ Payload = StreamReader | WholeBody
 
 
 class RepeatedHead:
-    """The bytes of one request's head, up to the digits of its length and after them, and what was read of it.
+    """The bytes of one request's head without a few values, and what was read of it.
 
-    An OpenAI client sends the same head with every request of a connection, but for the length. The parser has judged
-    it the first time; afterwards two comparisons of bytes take its place, and nothing but the digits is read. Whatever
-    differs in a single byte goes to the parser.
+    A client sends the same head with every request of a connection, but for the body's length and the request's ids.
+    The parser has judged it the first time; afterwards comparisons of bytes take its place, and only those values are
+    read: the length's digits, and ids of characters that no parser reads in two ways. Whatever else differs in a single
+    byte goes to the parser.
     """
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_head", "_last", "_names", "_pieces")
 
-    def __init__(self, before: bytes, after: bytes, head: RequestHead) -> None:
-        self._before = before
-        self._after = after
-        self.head = head
+    def __init__(self, pieces: list[bytes], names: list[str], last: bytes, head: RequestHead) -> None:
+        self._pieces = pieces
+        """The bytes before each value, from the one before it."""
+        self._names = names
+        """Whose values they are; the length's is empty."""
+        self._last = last
+        self._head = head
 
     @classmethod
     def learn(cls, data: bytes, head: RequestHead) -> "RepeatedHead | None":
         """Learn a head from the bytes of a whole request; None for one whose repetition would need the parser."""
         end = data.find(_HEAD_END) + len(_HEAD_END)
-        lengths = list(_LENGTH.finditer(data, 0, end))
         is_plain = head.fault is None and not head.is_http10 and not head.ends_connection and head.method == "POST"
-        if not is_plain or len(lengths) != 1 or "Expect" in head.headers or not data.startswith(b"POST "):
+        if not is_plain or end > _MAX_HEAD_BYTES or "Expect" in head.headers or not data.startswith(b"POST "):
             return None
-        if int(lengths[0][1]) != head.content_length or len(data) != end + head.content_length:
-            return None
+        pieces, names, position = [], [], 0
         headers = CIMultiDict(head.headers)
-        del headers["Content-Length"]  # each repetition has its own
+        for found in _CHANGING.finditer(data, 0, end):
+            name = found[1].decode()
+            if len(headers.popall(name)) > 1:
+                return None
+            pieces.append(data[position : found.start(2)])
+            names.append("" if name.lower() == "content-length" else name)
+            position = found.end(2)
+        if names.count("") != 1 or not head.content_length or len(data) != end + head.content_length:
+            return None
         repeated = replace(head, headers=CIMultiDictProxy(headers), content_length=None)
-        return cls(data[: lengths[0].start(1)], data[lengths[0].end(1) : end], repeated)
+        return cls(pieces, names, data[position:end], repeated)
 
-    def find_body(self, data: bytes) -> WholeBody | None:
-        """The body of a request that is this head again and its whole body; None for any other bytes."""
-        before, after = self._before, self._after
-        if not data.startswith(before):
+    def find(self, data: bytes) -> tuple[RequestHead, WholeBody] | None:
+        """A request that is this head again and its whole body; None for any other bytes."""
+        position = length = 0
+        values: list[tuple[str, str]] = []
+        for piece, name in zip(self._pieces, self._names, strict=True):
+            start = position + len(piece)
+            if not data.startswith(piece, position):
+                return None
+            found = (_ID if name else _LENGTH).match(data, start)
+            if found is None:
+                return None
+            position = found.end()
+            if name:
+                values.append((name, found[0].decode()))
+            else:
+                length = int(found[0])
+        begin = position + len(self._last)
+        if not data.startswith(self._last, position) or len(data) - begin != length:
             return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + _MAX_DIGITS + 1)
-        digits = data[start:stop]
-        if stop < 0 or not digits.isdigit() or digits[0] == 0x30 or not data.startswith(after, stop):
-            return None
-        begin = stop + len(after)
-        return WholeBody(data[begin:]) if len(data) - begin == int(digits) else None
+        return self._with(values), WholeBody(data[begin:])
+
+    def _with(self, values: list[tuple[str, str]]) -> RequestHead:
+        if not values:
+            return self._head
+        headers = CIMultiDict(self._head.headers)
+        headers.extend(values)
+        return replace(self._head, headers=CIMultiDictProxy(headers))

@@ -10,6 +10,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import HttpRequestParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from ibex.server.edge.head import RequestHead
 from ibex.server.edge.repeats import RepeatedHead
@@ -45,10 +46,27 @@ def test_a_head_learnt_is_found_with_every_length(read: Read) -> None:
     assert repeated is not None
 
     for size in (1, 2, 9, 10, 4321, 1_000_000):
-        body = repeated.find_body(HEAD.replace(b": 2", b": %d" % size) + b"x" * size)
-        assert body is not None
+        found = repeated.find(HEAD.replace(b": 2", b": %d" % size) + b"x" * size)
+        assert found is not None
+        head, body = found
         assert (body.size, body.read_nowait()) == (size, b"x" * size)
-    assert "Content-Length" not in repeated.head.headers
+        assert head.content_length is None
+        assert "Content-Length" not in head.headers
+
+
+def test_ids_may_change_and_are_read_each_time(read: Read) -> None:
+    ids = b"traceparent: %b\r\nX-Request-Id: %b\r\nidempotency-key: %b\r\n\r\n"
+    head = HEAD[:-2] + ids
+    repeated = learn(read, head % (b"a-1", b"r-1", b"k-1") + b"{}")
+    assert repeated is not None
+
+    found = repeated.find(head % (b"b-22", b"r-2", b"~!#") + b"{}")
+    assert found is not None
+    wanted = CIMultiDict(read(head % (b"b-22", b"r-2", b"~!#") + b"{}").headers)
+    del wanted["Content-Length"]
+    assert CIMultiDict(found[0].headers) == wanted
+    for value in (b"", b" ", b"a b", b"a\t", b"\x7f", b"\xff", b"a\nb: c", b"x" * 65):
+        assert repeated.find(head % (b"a-1", value, b"k-1") + b"{}") is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +92,7 @@ def test_a_head_learnt_is_found_with_every_length(read: Read) -> None:
 def test_whatever_differs_goes_to_the_parser(read: Read, data: bytes) -> None:
     repeated = learn(read, HEAD + b"{}")
     assert repeated is not None
-    assert repeated.find_body(data) is None
+    assert repeated.find(data) is None
 
 
 @pytest.mark.parametrize(
@@ -88,6 +106,7 @@ def test_whatever_differs_goes_to_the_parser(read: Read, data: bytes) -> None:
         HEAD.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n\r\n",
         HEAD.replace(b"POST", b"GET") + b"{}",
         HEAD.replace(b": 2", b": 0"),
+        HEAD.replace(b"Host: ibex", b"Host: ibex\r\ntraceparent: a\r\nTraceparent: b") + b"{}",
         b"\r\n" + HEAD + b"{}",
     ],
 )
@@ -141,7 +160,7 @@ async def test_a_declared_size_is_judged_first_on_a_repeated_head_too(edge: Edge
 
 
 async def test_mutants_of_a_repeated_request_fare_as_on_a_new_connection(edge: Edge) -> None:
-    request = edge.raw_request()
+    request = edge.raw_request(headers="X-Request-ID: a\r\ntraceparent: b\r\n")
     loop = asyncio.get_running_loop()
     places = st.integers(0, len(request) - 1) | st.integers(*DIGITS.search(request).span())  # type: ignore[union-attr]
     pieces = st.sampled_from([b"", b"0", b"1", b"\r\n", b"\r", b" ", b":", b"\x00", request, b"GET / HTTP/1.1\r\n\r\n"])
