@@ -27,7 +27,7 @@ from ibex.providers.openai import OpenAI
 from ibex.recorder import Recorder
 from ibex.stores.clickhouse.schema import ClickHouseSchema
 from ibex.stores.clickhouse.traces import TraceStore
-from ibex.stores.export import Exported, export_organization
+from ibex.stores.export import Exported, ExportLog, export_organization
 from ibex.stores.journal.nudges import nudge_path
 from ibex.stores.journal.writer import Journal
 from ibex.stores.migrations import Migrator, find_migrations
@@ -182,6 +182,11 @@ class Operator:
     def export(self, org_id: OrgId) -> AsyncIterator[Exported]:
         """Every row of an organization, from both stores."""
         return export_organization(self._owner, self.traces, org_id)
+
+    @cached_property
+    def exports(self) -> ExportLog:
+        """What was given out of organizations."""
+        return ExportLog(self._owner)
 
     @property
     def traces(self) -> TraceStore:

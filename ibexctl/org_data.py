@@ -2,16 +2,15 @@
 
 import os
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from ibex.domain.identity import DEV_ORG_ID, OrgId, parse_uuid
-from ibex.errors import OperatorError, UnknownEntity
+from ibex.errors import OperatorError, StoreError, UnknownEntity
 from ibexctl.command import command, invocation_of
 from ibexctl.identity import Org
 from ibexctl.operation import operate, read_settings
@@ -20,9 +19,10 @@ from ibexctl.output import Answer, Fields, encode, is_terminal, note
 if TYPE_CHECKING:
     from ibex.recorder.erasure import Erasure
     from ibex.runtime import Operator
-    from ibex.stores.export import Exported
 
 STANDARD_OUTPUT = "-"
+
+_PARTIAL = ".partial"
 
 
 def register(organizations: typer.Typer) -> None:
@@ -42,7 +42,8 @@ def export_org(
 ) -> Answer | None:
     """Write everything that is kept of an organization as JSON Lines, a file for each kind of row.
 
-    Only you can read the files. Digests of tokens are left out. With --to - all kinds go to standard output.
+    Only you can read the files. Digests of tokens are left out. With --to - all kinds go to standard output. It leaves
+    an audit event; one that fails leaves no file.
     """
     is_piped = to == STANDARD_OUTPUT
     if is_piped and invocation_of(ctx).is_json:
@@ -53,12 +54,12 @@ def export_org(
     async def act(operator: "Operator") -> tuple[OrgId, Path, Mapping[str, int]]:
         org_id = await operator.directory.find_org(org)
         directory = Path(to or f"export-{org_id}")
-        write = _write_lines(operator.export(org_id)) if is_piped else _write_files(operator.export(org_id), directory)
-        return org_id, directory, await write
+        with _standard_output() if is_piped else _new_files(directory) as files:
+            return org_id, directory, await _write(operator, org_id, files)
 
     org_id, directory, counts = operate(act, clickhouse=True)
     if is_piped:
-        note(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        note(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
         return None
     data = {"org_id": org_id, "directory": str(directory.absolute()), "rows": counts}
     return Answer(data, (Fields({"directory": directory.absolute(), **counts}),))
@@ -121,44 +122,71 @@ def _ask(question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-async def _write_lines(rows: "AsyncIterator[Exported]") -> Mapping[str, int]:
-    """All kinds to standard output; how many rows of each."""
-    counts = Counter[str]()
-    async for kind, row in rows:
-        sys.stdout.write(encode({"kind": kind, **row}) + "\n")
-        counts[kind] += 1
-    return counts
-
-
-async def _write_files(rows: "AsyncIterator[Exported]", directory: Path) -> Mapping[str, int]:
-    """A file for each kind of row, empty ones too; how many rows each has."""
-    from ibex.stores.export import KINDS
-
-    with _new_files(directory, KINDS) as files:
-        counts = dict.fromkeys(KINDS, 0)
-        async for kind, row in rows:
+async def _write(operator: "Operator", org_id: OrgId, files: Mapping[str, TextIO]) -> Mapping[str, int]:
+    """Write each row to the file of its kind, and an audit event at the end; how many rows of each kind."""
+    counts = dict.fromkeys(files, 0)
+    try:
+        async for kind, row in operator.export(org_id):
             files[kind].write(encode({"kind": kind, **row}) + "\n")
             counts[kind] += 1
+    except BaseException:  # whatever cut it short: what has gone to standard output cannot be called back
+        with suppress(StoreError):
+            await operator.exports.note(org_id, counts, is_whole=False)
+        raise
+    await operator.exports.note(org_id, counts, is_whole=True)
     return counts
 
 
 @contextmanager
-def _new_files(directory: Path, kinds: tuple[str, ...]) -> Iterator[Mapping[str, TextIO]]:
-    """Files that were not there before, for their owner alone. They have their names only when they are whole."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(directory.iterdir()):
+def _standard_output() -> Iterator[Mapping[str, TextIO]]:
+    from ibex.stores.export import KINDS
+
+    yield dict.fromkeys(KINDS, sys.stdout)
+
+
+@contextmanager
+def _new_files(directory: Path) -> Iterator[Mapping[str, TextIO]]:
+    """New files, for their owner alone. They have their names only when all are whole; else they are removed."""
+    from ibex.stores.export import KINDS
+
+    is_new = _make_private(directory)
+    unfinished = {kind: directory / f"{kind}.jsonl{_PARTIAL}" for kind in KINDS}
+    try:
+        with ExitStack() as stack:
+            yield {
+                kind: stack.enter_context(open(path, "x", encoding="utf-8", opener=_open_private))
+                for kind, path in unfinished.items()
+            }
+    except BaseException:  # an interrupt as well: they hold what the organization may not want lying about
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+        if is_new:
+            directory.rmdir()
+        raise
+    for path in unfinished.values():
+        path.rename(path.with_suffix(""))
+
+
+def _make_private(directory: Path) -> bool:
+    """Make a directory for its owner alone; False when there is one. Raises OperatorError if that is of no use."""
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700, parents=True)
+        return True
+    if not directory.is_dir():
+        raise OperatorError(f"{directory} is no directory.", hint="Give a new one with --to DIR.")
+    names = sorted(path.name for path in directory.iterdir())
+    if partial := [name for name in names if name.endswith(_PARTIAL)]:
+        raise OperatorError(
+            f"{directory} holds what an export that was killed has left: {', '.join(partial)}.",
+            hint="They hold data of the organization: remove them, or give a new directory with --to DIR.",
+        )
+    if names:
         raise OperatorError(f"{directory} is not empty.", hint="Give a new directory with --to DIR.")
-    with ExitStack() as stack:
-        yield {
-            kind: stack.enter_context(open(_unfinished(directory, kind), "x", encoding="utf-8", opener=_open_private))
-            for kind in kinds
-        }
-    for kind in kinds:
-        _unfinished(directory, kind).rename(directory / f"{kind}.jsonl")
-
-
-def _unfinished(directory: Path, kind: str) -> Path:
-    return directory / f"{kind}.jsonl.partial"
+    if directory.stat().st_mode & 0o077:
+        raise OperatorError(
+            f"Not only you can enter {directory}.", hint="Make it mode 700, or give a new directory with --to DIR."
+        )
+    return False
 
 
 def _open_private(path: str, flags: int) -> int:

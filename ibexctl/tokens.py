@@ -35,6 +35,7 @@ _COLUMNS = (
     "last_used_at",
     "revoked_at",
 )
+_REVOKED_COLUMNS = ("prefix", "name", "agent_id", "revoked_at")
 _SHOWN_ONCE = "The token is shown this once: put it where secrets are kept."
 _A_TOKEN = "ibex_pat_2f1c6a0e-6f0b-4a53-9a0e-0d7f3c1b2a4d"  # noqa: S105 - a prefix, for the examples
 
@@ -166,7 +167,8 @@ def list_tokens(
 
 _REVOKE_EXAMPLE = f"""\
 ibexctl token revoke {_A_TOKEN}
-ibexctl token revoke --org acme"""
+ibexctl token revoke --org acme
+ibexctl token revoke --minted-by {_A_TOKEN}"""
 
 
 @command(app, "revoke", example=_REVOKE_EXAMPLE)
@@ -180,18 +182,30 @@ def revoke(
         UUID | None,
         typer.Option("--agent", metavar="AGENT", parser=arguments.identifier, help="All tokens bound to this agent."),
     ] = None,
+    minted_by: Annotated[
+        TokenId | None,
+        typer.Option(
+            "--minted-by",
+            metavar="TOKEN",
+            parser=arguments.token_identifier,
+            help="All that this token minted, what those minted in turn, and their successors.",
+        ),
+    ] = None,
 ) -> Answer:
     """Revoke a token, or many: every server refuses it at once. Doing it twice does no harm.
 
     At once means within a quarter of a second while Redis is up, and within 5 s whatever happens to it. A revoked
-    token cannot be brought back; its row stays, for the record.
+    token cannot be brought back; its row stays, for the record. After a leak revoke the token first, then what it
+    minted: --minted-by does not revoke the minter.
     """
+    if sum((token is not None, minted_by is not None, org is not None or agent is not None)) > 1:
+        raise typer.BadParameter("Name one token, or all by --org and --agent, or all by --minted-by.")
+    if minted_by is not None:
+        return _revoke_minted_by(minted_by)
     if token is not None:
-        if org is not None or agent is not None:
-            raise typer.BadParameter("Name one token, or all by --org and --agent, not both.")
         return Answer(_named(change(lambda operator: operator.identity.revoke_token(token))))
     if org is None and agent is None:
-        raise typer.BadParameter("Name a token, or all of an organization by --org, or of an agent by --agent.")
+        raise typer.BadParameter("Name a token, or all by --org, --agent or --minted-by.")
 
     async def act(operator: "Operator") -> list[dict[str, Any]]:
         agent_id = None if agent is None else AgentId(agent)
@@ -201,8 +215,17 @@ def revoke(
             org_id = OrgId((await operator.directory.show_agent(agent_id))["org_id"])
         return await operator.identity.revoke_tokens(org_id, agent=agent_id)
 
-    revoked = [_named(row) for row in change(act)]
-    return listing("tokens", ("prefix", "name", "agent_id", "revoked_at"), revoked)
+    return listing("tokens", _REVOKED_COLUMNS, [_named(row) for row in change(act)])
+
+
+def _revoke_minted_by(token: TokenId) -> Answer:
+    revoked, minter = change(lambda operator: operator.identity.revoke_minted_by(token))
+    rows = [_named(row) for row in revoked]
+    table = Table(_REVOKED_COLUMNS, [[row[name] for name in _REVOKED_COLUMNS] for row in rows], empty="No token.")
+    notes = [f"{len(rows)} revoked that {minter['prefix']} had minted."]
+    if minter["revoked_at"] is None:
+        notes.append(f"That token itself is not revoked: ibexctl token revoke {minter['prefix']}")
+    return Answer({"minted_by": token, "tokens": rows}, (table,), tuple(notes))
 
 
 def _new_token(row: dict[str, Any], bearer: str) -> tuple[View, ...]:

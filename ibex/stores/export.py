@@ -1,12 +1,12 @@
 """Everything ibex keeps of one organization, row by row, in bounded memory; secrets and digests of tokens never."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 from ibex.domain.identity import OrgId
 from ibex.stores.clickhouse.traces import TraceStore
-from ibex.stores.postgres.audit import Row, plain
+from ibex.stores.postgres.audit import AuditedStore, Row, plain
 from ibex.stores.postgres.pool import Postgres
 from ibex.stores.postgres.session_statements import CONTENT
 
@@ -43,6 +43,16 @@ class Exported(NamedTuple):
 
     kind: str
     row: Row
+
+
+class ExportLog(AuditedStore):
+    """Where it stays known, as the owner, what was given out."""
+
+    async def note(self, org_id: OrgId, counts: Mapping[str, int], *, is_whole: bool) -> None:
+        """Leave an audit event of an export: how many rows of each kind, and whether they are all there are."""
+        async with self._changing() as connection:
+            details = {"rows": {kind: count for kind, count in counts.items() if count}, "is_whole": is_whole}
+            await self._audit(connection, "export", "organization", org_id, org_id, **details)
 
 
 async def export_organization(postgres: Postgres, traces: TraceStore, org_id: OrgId) -> AsyncIterator[Exported]:

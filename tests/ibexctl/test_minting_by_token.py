@@ -76,3 +76,17 @@ def test_without_an_organization_and_a_minter_nobody_knows_whose_it_is(ibexctl) 
     refused = ibexctl("token", "mint")
     assert refused.code == 2
     assert "--org" in refused.err
+
+
+def test_what_a_leaked_token_minted_is_revoked_by_naming_it(ibexctl, minter) -> None:
+    children = [ibexctl("token", "mint", "--as-token", minter.file, "--json").data for _ in range(2)]
+    prefix = minter.token["prefix"]
+    done = ibexctl("token", "revoke", "--minted-by", prefix)
+    assert all(child["prefix"] in done.out for child in children)
+    assert f"2 revoked that {prefix} had minted." in done.err
+    assert f"ibexctl token revoke {prefix}" in done.err
+    assert ibexctl("token", "revoke", prefix).code == 0
+    again = ibexctl("token", "revoke", "--minted-by", prefix, "--json")
+    assert again.data == {"minted_by": minter.token["token_id"], "tokens": []}
+    assert ibexctl("token", "revoke", prefix, "--minted-by", prefix).code == 2
+    assert ibexctl("token", "revoke", "--org", "acme", "--minted-by", prefix).code == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -174,6 +175,58 @@ def test_an_export_overwrites_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def export_lines(ibexctl: Run, org: str) -> list[str]:
+    """An export without the audit events, to which each export adds one."""
+    lines = ibexctl("org", "export", org, "--to", "-").out.splitlines()
+    return [line for line in lines if json.loads(line)["kind"] != "audit_events"]
+
+
+def exports_of(ibexctl: Run) -> list[dict[str, Any]]:
+    """What the audit says of exports, the latest first."""
+    events = ibexctl("audit", "list", "--json").data["audit_events"]
+    return [event["details"] for event in events if event["action"] == "export"]
+
+
+def test_an_export_leaves_an_audit_event_with_its_counts(
+    ibexctl: Run, orgs: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    done = ibexctl("org", "export", "acme", "--to", tmp_path / "out", "--json")
+    assert exports_of(ibexctl) == [{"rows": done.data["rows"], "is_whole": True}]
+
+
+def test_an_export_that_fails_leaves_an_audit_event_and_no_file(
+    ibexctl: Run, orgs: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = os.environ["IBEX_CLICKHOUSE_DSN"]
+    for directory, is_kept in ((tmp_path / "new", False), (tmp_path / "old", True)):
+        if is_kept:
+            directory.mkdir(mode=0o700)
+        monkeypatch.setenv("IBEX_CLICKHOUSE_DSN", "http://127.0.0.1:1")
+        assert ibexctl("org", "export", "acme", "--to", directory, "--json").code != 0
+        assert directory.exists() == is_kept
+        assert not is_kept or list(directory.iterdir()) == []
+        monkeypatch.setenv("IBEX_CLICKHOUSE_DSN", good)
+        noted = exports_of(ibexctl)[0]
+        assert (noted["is_whole"], noted["rows"]["checkpoints"], "traces" in noted["rows"]) == (False, TURNS, False)
+        assert ibexctl("org", "export", "acme", "--to", directory, "--json").code == 0
+
+
+def test_a_directory_that_others_can_enter_or_that_holds_a_killed_export_is_refused(
+    ibexctl: Run, orgs: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    directory.chmod(0o750)
+    refused = ibexctl("org", "export", "acme", "--to", directory, "--json")
+    assert "mode 700" in refused.error["hint"]
+    (directory / "checkpoints.jsonl.partial").write_text("half")
+    refused = ibexctl("org", "export", "acme", "--to", directory, "--json")
+    assert "checkpoints.jsonl.partial" in refused.error["message"]
+    assert [path.name for path in directory.iterdir()] == ["checkpoints.jsonl.partial"]
+    refused = ibexctl("org", "export", "acme", "--to", directory / "checkpoints.jsonl.partial", "--json")
+    assert "is no directory" in refused.error["message"]
+
+
 async def test_traces_are_scanned_page_by_page(clickhouse_dsn: str) -> None:
     async with clickhouse_migrator(clickhouse_dsn) as migrator:
         await migrator.up()
@@ -192,7 +245,7 @@ def test_an_erasure_leaves_an_audit_event_a_tombstone_and_the_neighbours(
     ibexctl: Run, on_stores: Mapping[str, str], orgs: tuple[dict[str, Any], dict[str, Any]], data_dir: Path
 ) -> None:
     acme, bolt = orgs
-    neighbour = ibexctl("org", "export", "bolt", "--to", "-").out
+    neighbour = export_lines(ibexctl, "bolt")
     done = ibexctl("org", "erase", "acme", "--yes", "--json")
     assert done.code == 0, done
     assert done.data == {
@@ -217,7 +270,7 @@ def test_an_erasure_leaves_an_audit_event_a_tombstone_and_the_neighbours(
     ledger = Ledger(data_dir / "journal")
     assert len(ledger.dead_letters()) == 1
     ledger.close()
-    assert ibexctl("org", "export", "bolt", "--to", "-").out == neighbour
+    assert export_lines(ibexctl, "bolt") == neighbour
     (event,) = [
         event for event in ibexctl("audit", "list", "--json").data["audit_events"] if event["org_id"] == acme["org_id"]
     ]

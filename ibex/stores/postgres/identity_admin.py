@@ -22,6 +22,7 @@ from ibex.stores.postgres.identity_statements import (
     LOCK_PREDECESSOR,
     MINT,
     REVOKE_MANY,
+    REVOKE_MINTED,
     REVOKE_ONE,
     SET_STATUS,
     SHORTEN,
@@ -140,8 +141,7 @@ class IdentityAdmin(AuditedStore):
         """
         name = name or "token"
         _check_name(name)
-        if expires_in is not None and expires_in <= timedelta():
-            raise OperatorError("A token must expire in the future.")
+        _check_lifetime(expires_in)
         token = mint_token()
         async with self._changing() as connection:
             await _check_org(connection, org)
@@ -165,6 +165,7 @@ class IdentityAdmin(AuditedStore):
         """
         name = name or "token"
         _check_name(name)
+        _check_lifetime(wish.expires_in)
         token = mint_token()
         async with self._changing() as connection:
             minter, last_moment = await find_minter(connection, bearer, accepts_dev_token=accepts_dev_token)
@@ -189,6 +190,7 @@ class IdentityAdmin(AuditedStore):
 
         The successor lives as long as the old token was to live when it was minted, unless `expires_in` says otherwise.
         """
+        _check_lifetime(expires_in)
         token_id, successor = _parse_token_id(token), mint_token()
         async with self._changing() as connection:
             old = await connection.fetchrow(LOCK_PREDECESSOR, token_id)
@@ -228,6 +230,21 @@ class IdentityAdmin(AuditedStore):
                 await _check_agent(connection, org, agent)
             return await self._revoke(connection, REVOKE_MANY, org, agent)
 
+    async def revoke_minted_by(self, token: TokenId | str) -> tuple[list[Row], Row]:
+        """Revoke what a token minted, and what that minted in its turn: the rows that were not yet revoked, and the
+        minter, which stays as it is.
+        """
+        token_id = _parse_token_id(token)
+        async with self._changing() as connection:
+            minter = await connection.fetchrow("select * from ibex_core.tokens where token_id = $1", token_id)
+            if minter is None:
+                raise UnknownEntity(f"There is no token {token_id}.", hint=_LIST_HINT)
+            values, revoked = (minter["org_id"], token_id), list[Row]()
+            # Again, until there is none: one of them may have been minting while its row was waited for.
+            while rows := await self._revoke(connection, REVOKE_MINTED, *values, minted_by=token_id):
+                revoked += rows
+        return revoked, plain(minter)
+
     async def list_org_ids(self) -> list[OrgId]:
         """Every organization there is."""
         async with self._postgres.transaction(operation="list_org_ids") as connection:
@@ -238,10 +255,12 @@ class IdentityAdmin(AuditedStore):
     async def _audit_minting(self, connection: Connection, row: Row, **details: object) -> None:
         await self._audit(connection, "mint", "token", row["token_id"], row["org_id"], **_describe(row), **details)
 
-    async def _revoke(self, connection: Connection, statement: str, *values: UUID | None) -> list[Row]:
+    async def _revoke(
+        self, connection: Connection, statement: str, *values: UUID | None, **details: object
+    ) -> list[Row]:
         rows = await connection.fetch(statement, *values)
         for row in rows:
-            await self._audit(connection, "revoke", "token", row["token_id"], row["org_id"])
+            await self._audit(connection, "revoke", "token", row["token_id"], row["org_id"], **details)
         return [plain(row) for row in rows]
 
 
@@ -253,6 +272,11 @@ def _describe(token: Row) -> Row:
 def _check_name(name: str) -> None:
     if not 1 <= len(name) <= 200 or not name.isprintable():
         raise OperatorError("A name is 1 to 200 printable characters.")
+
+
+def _check_lifetime(expires_in: timedelta | None) -> None:
+    if expires_in is not None and expires_in <= timedelta():
+        raise OperatorError("A token must expire in the future.")
 
 
 async def _check_org(connection: Connection, org: OrgId) -> None:

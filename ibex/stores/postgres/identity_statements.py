@@ -46,3 +46,18 @@ update ibex_core.tokens set revoked_at = clock_timestamp()
 where org_id = $1 and ($2::uuid is null or agent_id = $2) and revoked_at is null
 returning *
 """
+
+REVOKE_MINTED = """
+with recursive minted (token_id) as (
+    select entity_id from ibex_core.audit_events
+    where org_id = $1 and entity_kind = 'token' and action = 'mint' and actor = 'ibex_pat_' || $2::uuid
+    union
+    select e.entity_id from minted as m join ibex_core.audit_events as e
+        on e.actor = 'ibex_pat_' || m.token_id or e.details ->> 'rotated_from' = m.token_id::text
+    where e.org_id = $1 and e.entity_kind = 'token' and e.action = 'mint'
+)
+update ibex_core.tokens as t set revoked_at = clock_timestamp() from minted as m
+where t.org_id = $1 and t.token_id = m.token_id and t.revoked_at is null
+returning t.*
+"""
+"""What a token minted, what that minted in its turn, and their successors by rotation; not its own successor."""

@@ -4,6 +4,7 @@ import asyncio
 
 from ibex.stores.postgres.erasure import ErasedRecords, OrganizationEraser
 from ibex.stores.postgres.pool import Postgres
+from tests.stores.locks import wait_for_lock
 from tests.tenants import Tenant
 
 
@@ -25,18 +26,3 @@ async def test_an_eraser_that_a_recorder_stands_in_the_way_of_begins_again_and_c
             *(ours.org_id, ours.agent_id),
         )
     assert await erasing == ErasedRecords(checkpoints=1, sessions=2)
-
-
-async def wait_for_lock(owner: Postgres) -> None:
-    """Until the eraser waits for the recorder."""
-    async with asyncio.timeout(10):
-        while True:
-            async with owner.transaction() as connection:
-                if await connection.fetchval(_WAITING):
-                    return
-            await asyncio.sleep(0.01)
-
-
-_WAITING = """
-select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')
-"""
