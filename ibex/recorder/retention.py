@@ -14,6 +14,8 @@ log = logging.getLogger("ibex.recorder")
 
 _RUN_SECONDS = 600.0
 _BATCH = 1000
+_HELD_SECONDS, _HELD_TRIES = 1.0, 60
+"""How soon, and how often in a row, what is held is tried again before it is left to the next run."""
 
 
 async def expire_checkpoints(
@@ -39,6 +41,7 @@ async def _run(sessions: SessionStore, age: timedelta, metrics: Metrics, stop: a
     """Delete until nothing old is left, or another node is at it. Recording must hardly feel it: half of the time goes
     to pauses.
     """
+    tries = 0
     while not stop.is_set():
         began = time.monotonic()
         expired = await sessions.expire(age, batch=batch)
@@ -46,9 +49,16 @@ async def _run(sessions: SessionStore, age: timedelta, metrics: Metrics, stop: a
             return
         metrics.retention_deleted_total.labels("checkpoint").inc(expired.checkpoints)
         metrics.retention_deleted_total.labels("session").inc(expired.sessions)
-        if not expired.checkpoints:
+        if expired.checkpoints:
+            tries = 0
+            await _rest(stop, time.monotonic() - began)
+        elif expired.passed_over and tries < _HELD_TRIES:
+            tries += 1
+            await _rest(stop, _HELD_SECONDS)
+        else:
+            if expired.passed_over:
+                log.warning("old checkpoints are held by others", extra={"sessions": expired.passed_over})
             return
-        await _rest(stop, time.monotonic() - began)
 
 
 async def _rest(stop: asyncio.Event, seconds: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ibex.domain.turns import Turn
 from ibex.recorder.retention import expire_checkpoints
 from ibex.stores.postgres.pool import Postgres
-from ibex.stores.postgres.sessions import SessionStore
+from ibex.stores.postgres.sessions import Expired, SessionStore
 from ibex.telemetry import Metrics
 from tests.recorder.conftest import House
 from tests.turns import make_turn
@@ -81,6 +81,27 @@ async def test_many_nodes_delete_each_checkpoint_once(house: House) -> None:
     assert sum(counter.labels("checkpoint").value for counter in deleted) == 200
     assert sum(counter.labels("session").value for counter in deleted) == 10
     assert all(counted.retention_runs_total.labels("error").value == 0 for counted in metrics)
+
+
+async def test_what_a_recorder_holds_is_tried_again_at_once(house: House) -> None:
+    """The oldest batch is all of a session that is being recorded: that is not nothing old."""
+    old = [make_turn() for _ in range(3)]
+    await deliver(house, old)
+    await grow_old(house, old)
+    pool, stop = await Postgres.connect(house.postgres.dsn, name="node"), asyncio.Event()
+    recorder = await asyncpg.connect(house.postgres.admin_dsn)
+    async with asyncio.TaskGroup() as nodes:
+        async with recorder.transaction():
+            await recorder.execute("select from ibex_core.sessions for update")
+            assert await SessionStore(pool).expire(timedelta(days=30)) == Expired(0, 0, passed_over=1)
+            nodes.create_task(expire_checkpoints(SessionStore(pool), timedelta(days=30), house.metrics, stop))
+            await asyncio.sleep(0.2)
+            assert len(await house.checkpoints()) == 3
+        await house.wait_for(house.checkpoints, [])
+        stop.set()
+    assert house.metrics.retention_runs_total.labels("ok").value == 1
+    await recorder.close()
+    await pool.close()
 
 
 async def test_a_postgres_that_is_away_is_a_failed_run_and_no_fault(house: House) -> None:

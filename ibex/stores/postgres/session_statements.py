@@ -80,7 +80,7 @@ returning session_id
 """
 """Skips sessions a recorder holds: those are not idle."""
 
-PRUNE_CHECKPOINTS = "select checkpoints, sessions from ibex_core.prune_checkpoints($1, $2)"
+PRUNE_CHECKPOINTS = "select checkpoints, sessions, passed_over from ibex_core.prune_checkpoints($1, $2)"
 
 LIST_SESSIONS = """
 select external_id, org_id, agent_id, status, turn_count, created_at, last_turn_at, session_id

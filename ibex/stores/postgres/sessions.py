@@ -56,6 +56,8 @@ class Expired(NamedTuple):
     checkpoints: int
     sessions: int
     """Those of which nothing was left."""
+    passed_over: int = 0
+    """Sessions with old checkpoints that somebody else, most likely a recorder, held at that moment."""
 
 
 class SessionStore:

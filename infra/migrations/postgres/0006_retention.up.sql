@@ -20,10 +20,12 @@ insert into ibex_core.retention default values;
 
 -- Deletes the oldest checkpoints that were recorded longer ago than `age`, about `batch` of them, and the sessions of
 -- which nothing is left. Of a session always the beginning goes, up to the first that is young, so that what remains has
--- no gap: one that a clock set back made to look old waits for those before it. A session that a recorder holds is left
--- for later. The owner's function, with the bounds inside it, since the application may let records expire but must not be
--- able to delete what is young.
-create function ibex_core.prune_checkpoints(age interval, batch integer, out checkpoints bigint, out sessions bigint)
+-- no gap: one that a clock set back made to look old waits for those before it. A session that a recorder holds is
+-- passed over, and counted, so that "held" is not taken for "nothing old". The owner's function, with the bounds inside
+-- it, since the application may let records expire but must not be able to delete what is young.
+create function ibex_core.prune_checkpoints(
+    age interval, batch integer, out checkpoints bigint, out sessions bigint, out passed_over bigint
+)
     language sql volatile security definer set search_path = ''
     begin atomic
         with bound as materialized (
@@ -62,7 +64,8 @@ create function ibex_core.prune_checkpoints(age interval, batch integer, out che
             )
             returning s.session_id
         )
-        select (select count(*) from pruned), (select count(*) from emptied);
+        select (select count(*) from pruned), (select count(*) from emptied),
+            (select count(*) from reached) - (select count(*) from held);
     end;
 revoke execute on function ibex_core.prune_checkpoints(interval, integer) from public;
 grant execute on function ibex_core.prune_checkpoints(interval, integer) to ibex_app;
