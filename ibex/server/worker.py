@@ -164,7 +164,8 @@ async def serve(
             gc.set_threshold(*GC_THRESHOLDS)
             control.ready()
             seconds = await lifeline.ended()
-            server.stop_accepting(() if control.has_successor else sockets.take_queued())
+            is_hurried = seconds <= 0
+            server.stop_accepting(() if control.has_successor or is_hurried else sockets.take_queued())
             sockets.close()
             await lifeline.within(server.drain(seconds))
             confess(control, server.unfinished)
