@@ -14,7 +14,7 @@ from tests.server.nodes import Node, eventually, running
 async def test_a_worker_that_hangs_says_where_is_ended_and_replaced(
     settings: Settings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    impatient = settings.model_copy(update={"watchdog_seconds": 2})
+    impatient = settings.model_copy(update={"watchdog_seconds": 5})
     async with running(impatient) as node:
         stopped, hanging = node.pid("worker 0"), node.pid("worker 1")
         assert stopped is not None
