@@ -29,7 +29,7 @@ e2e-smoke: $(INSTALLED) ## Ask a running ibex for a completion and check what it
 ##@ Check it
 .PHONY: test test-chaos test-clients loadtest lint format types imports check
 test: $(INSTALLED) ## Run the whole test suite on real embedded engines (TESTS=tests/stores for a part)
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-chaos: $(INSTALLED) ## Kill, hang and restart a house under load, CHAOS_ROUNDS=100 times, and count what is left
 	@CHAOS_ROUNDS="$${CHAOS_ROUNDS:-100}" CHAOS_RELOADS="$${CHAOS_RELOADS:-20}" \

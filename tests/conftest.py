@@ -24,6 +24,8 @@ from ibex.engines.embedded import EmbeddedEngines
 from ibex.engines.postgres import OWNER, SUPERUSER
 from ibex.stores.postgres.schema import postgres_migrator
 
+pytest_plugins = ["tests.sharing"]
+
 TEMPLATE = "ibex_template"
 
 UNSAFE_AND_QUICK = {"fsync": "off", "full_page_writes": "off"}
