@@ -179,7 +179,9 @@ class Journal:
         self._try_segment()
 
     def _try_segment(self) -> None:
-        """Have a segment ready, outside the hot path."""
+        """Have a segment ready, outside the hot path; after a failure another one, since nobody asks to write now."""
+        if self._is_failing:
+            self._retire_segment()
         if self._segment is None:
             try:
                 self._start_segment()
@@ -217,10 +219,12 @@ class Journal:
                 else:
                     # After a failed sync the kernel may have dropped the pages: nothing may follow them.
                     self._report_failure(error)
-                    _fail(held, StoreUnavailable("The journal could not be brought to the disk."))
                     if self._segment in segments:
-                        segments.remove(self._segment)
                         self._retire_segment()
+                        held, self._held = held + self._held, []
+                    _fail(held, StoreUnavailable("The journal could not be brought to the disk."))
+                    for segment in segments:
+                        self._unsynced.pop(segment, None)
                 for segment in segments:
                     if segment.is_sealed and segment not in self._unsynced:
                         segment.close()

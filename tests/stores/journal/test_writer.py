@@ -129,6 +129,18 @@ async def test_a_failed_sync_fails_the_turns_it_covers(
     assert len(readers(tmp_path)) == 2, "nothing follows a failed sync in its segment"
 
 
+async def test_a_journal_that_failed_once_takes_turns_again_though_nobody_writes(open_journal: OpenJournal) -> None:
+    """While it fails chats are refused, so no turn comes that could show that it has recovered."""
+    journal = open_journal()
+    journal._report_failure(OSError(5, "Input/output error"))
+    with pytest.raises(ServiceDegraded):
+        journal.check_room()
+
+    await eventually(lambda: journal.pressure < 1.0)
+
+    await journal.record(make_turn())
+
+
 async def test_a_closed_journal_refuses_turns(open_journal: OpenJournal) -> None:
     journal = open_journal()
     await journal.close()
