@@ -10,7 +10,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ibex.server.edge.head import RequestHead
 
 _CHANGING: Final = re.compile(
-    rb"\r\n(Content-Length|X-Request-ID|traceparent|Idempotency-Key): ?([!-~]{1,64})(?=\r\n)", re.IGNORECASE
+    rb"\r\n(Content-Length|X-IBEX-Session-ID|X-Request-ID|traceparent|Idempotency-Key): ?([!-~]{1,64})(?=\r\n)",
+    re.IGNORECASE,
 )
 _LENGTH: Final = re.compile(rb"[1-9][0-9]{0,6}(?=\r)")
 _ID: Final = re.compile(rb"[!-~]{1,64}(?=\r)")
