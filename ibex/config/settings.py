@@ -97,7 +97,10 @@ class Settings(BaseModel):
     metrics_port: int = _setting(9464, "port of /metrics outside development", ge=0, le=65535)
     shutdown_timeout: float = _setting(30.0, "how long a stopping worker lets requests finish (s)", ge=0)
     shutdown_delay: float = _setting(
-        0.0, "how long before that /ready says 503 while all is served as before, for load balancers (s)", ge=0, le=3600
+        0.0,
+        "how long before that /ready says 503 while all is served, each answer the last of its connection (s)",
+        ge=0,
+        le=3600,
     )
     watchdog_seconds: WatchdogSeconds = _setting(
         30.0, "a child process that hangs for so long is ended and started again (s), 5 or more; 0 is off"

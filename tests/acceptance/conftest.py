@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,19 +110,26 @@ def remove_data_dir(data_dir: Path) -> None:
     shutil.rmtree(data_dir, ignore_errors=True)
 
 
+@contextmanager
+def kept_until_the_end(house: House, data_dir: Path) -> Iterator[None]:
+    """Limits out of the way; at the end it must stop well, and nothing of it is left."""
+    try:
+        house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+        yield
+        assert stop_house(house) == 0
+    finally:
+        if house.process.poll() is None:
+            house.process.kill()
+        remove_data_dir(data_dir)
+
+
 @pytest.fixture(scope="session")
 def house() -> Iterator[House]:
     """One house for the tests that leave it as it was: sandbox upstream, limits out of the way."""
     data_dir = make_data_dir()
     running = start_house(data_dir)
-    try:
-        running.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+    with kept_until_the_end(running, data_dir):
         yield running
-        assert stop_house(running) == 0
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-        remove_data_dir(data_dir)
 
 
 @pytest.fixture

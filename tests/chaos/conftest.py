@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from ibex.domain.identity import DEV_ORG_ID
-from tests.acceptance.conftest import make_data_dir, remove_data_dir, stop_house
+from tests.acceptance.conftest import kept_until_the_end, make_data_dir
 from tests.chaos.houses import ChaosHouse
 from tests.chaos.stores import OwnStores, open_stores
 
@@ -15,14 +14,8 @@ def chaos_house() -> Iterator[ChaosHouse]:
     """Embedded stores, sandbox upstream, limits out of the way."""
     data_dir = make_data_dir()
     house = ChaosHouse.open(data_dir)
-    try:
-        house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+    with kept_until_the_end(house, data_dir):
         yield house
-        assert stop_house(house) == 0
-    finally:
-        if house.process.poll() is None:
-            house.process.kill()
-        remove_data_dir(data_dir)
 
 
 @pytest.fixture

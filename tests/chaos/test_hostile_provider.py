@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ibex.domain.identity import DEV_ORG_ID
-from tests.acceptance.conftest import House, make_data_dir, remove_data_dir, start_house, stop_house
+from tests.acceptance.conftest import House, kept_until_the_end, make_data_dir, start_house
 from tests.chaos.books import read_books, settings_of
 from tests.hostility import ENDINGS, Attack, every_cut, oddities, wild
 from tests.onslaught import TIMEOUTS, Onslaught
@@ -62,14 +61,8 @@ def attacked_house() -> Iterator[House]:
     data_dir = make_data_dir()
     settings = {f"IBEX_{name.upper()}": str(value) for name, value in TIMEOUTS.items()}
     house = start_house(data_dir, IBEX_WORKERS="1", IBEX_PROVIDER_RETRIES="0", **settings)
-    try:
-        house.ctl("org", "limit", str(DEV_ORG_ID), "--rpm", "1000000")
+    with kept_until_the_end(house, data_dir):
         yield house
-        assert stop_house(house) == 0
-    finally:
-        if house.process.poll() is None:
-            house.process.kill()
-        remove_data_dir(data_dir)
 
 
 @pytest.mark.skipif(REQUESTS == 0, reason="CHAOS_HOSTILE says how many; tests/server/edge has the short version")
